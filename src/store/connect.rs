@@ -1,0 +1,159 @@
+//! Connections: one for calls, that reconnects by itself, and one for messages.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::TcpSettings;
+use redis::{Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
+
+use super::StoreError;
+use crate::lease::LockKey;
+
+/// How long one call may take, connecting included.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A password that no log shows.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Password(String);
+
+impl Password {
+    /// Takes the password as it is in the Secret.
+    pub fn new(password: impl Into<String>) -> Self {
+        Self(password.into())
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+/// PEM files of a TLS connection.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// The authority that signed the server's certificate; the system's own where absent.
+    pub ca: Option<Vec<u8>>,
+    /// Certificate and key that the server asks its clients for.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("ca", &self.ca.is_some()).field("client", &self.client.is_some()).finish()
+    }
+}
+
+/// Where one Redis is and how to enter it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Endpoint {
+    /// Host name or IP address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// The logical database.
+    pub database: i64,
+    /// The ACL user; the default user where absent.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Password>,
+    /// Plain text where absent.
+    pub tls: Option<Tls>,
+}
+
+impl Endpoint {
+    /// A server without a password, in plain text.
+    pub fn plain(host: impl Into<String>, port: u16) -> Self {
+        Self { host: host.into(), port, ..Self::default() }
+    }
+
+    fn client(&self) -> Result<Client, StoreError> {
+        let Self { host, port, database, username, password, tls } = self;
+        let mut settings = RedisConnectionInfo::default().set_db(*database);
+        if let Some(username) = username {
+            settings = settings.set_username(username);
+        }
+        if let Some(Password(password)) = password {
+            settings = settings.set_password(password);
+        }
+        let addr = match tls {
+            None => ConnectionAddr::Tcp(host.clone(), *port),
+            Some(_) => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
+        };
+        let info = addr
+            .into_connection_info()
+            .map_err(StoreError::Settings)?
+            .set_redis_settings(settings)
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        match tls {
+            None => Client::open(info),
+            Some(Tls { ca, client }) => Client::build_with_tls(
+                info,
+                TlsCertificates {
+                    client_tls: client
+                        .clone()
+                        .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
+                    root_cert: ca.clone(),
+                },
+            ),
+        }
+        .map_err(StoreError::Settings)
+    }
+
+    /// A connection for calls. Nothing is sent yet: the first call connects.
+    pub(super) fn manager(&self) -> Result<ConnectionManager, StoreError> {
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(1)
+            .set_min_delay(Duration::from_millis(20))
+            .set_max_delay(Duration::from_millis(200))
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        ConnectionManager::new_lazy_with_config(self.client()?, config).map_err(StoreError::Settings)
+    }
+
+    async fn pubsub(&self) -> Result<redis::aio::PubSub, StoreError> {
+        const FUNCTION: &str = "PSUBSCRIBE";
+        let client = self.client()?;
+        tokio::time::timeout(CONNECT_TIMEOUT, client.get_async_pubsub())
+            .await
+            .map_err(|_| StoreError::Timeout { function: FUNCTION, limit: CONNECT_TIMEOUT })?
+            .map_err(|source| StoreError::Call { function: FUNCTION, source })
+    }
+
+    /// Listens to the changes of all locks under a prefix. The stream ends with the connection.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the server can't be reached or refuses the subscription.
+    pub async fn changes(&self, prefix: &str) -> Result<impl Stream<Item = Changes> + Send + use<>, StoreError> {
+        let mut pubsub = self.pubsub().await?;
+        let glob: String = prefix.chars().flat_map(|c| ["\\".to_owned(), c.to_string()]).collect();
+        pubsub
+            .psubscribe(format!("{glob}:{{*}}:changes"))
+            .await
+            .map_err(|source| StoreError::Call { function: "PSUBSCRIBE", source })?;
+        let start = prefix.len() + 2;
+        Ok(pubsub.into_on_message().filter_map(move |message| {
+            let change = Changes::parse(&message, start);
+            async move { change }
+        }))
+    }
+}
+
+/// A hint that something about a lock has changed. It may be late, lost or doubled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// The lock.
+    pub lock: LockKey,
+}
+
+impl Changes {
+    fn parse(message: &redis::Msg, start: usize) -> Option<Self> {
+        let channel = message.get_channel_name();
+        let name = channel.get(start..)?.strip_suffix("}:changes")?;
+        let (namespace, name) = name.split_once('/')?;
+        LockKey::new(namespace, name).ok().map(|lock| Self { lock })
+    }
+}

@@ -1,0 +1,764 @@
+#!lua name=leasehold1
+-- The lease protocol: every step is decided inside one call, on this server's clock.
+--
+-- Keys of a lock, in this order wherever a function takes a lock:
+--   <prefix>:{namespace/name}:lock     hash, no TTL: the header `.`, holders `h:<id>`, and the finished
+--                                      ids `f:<id>` with their ring `r:<slot>`; one key, so that no
+--                                      eviction can tear them
+--   <prefix>:{namespace/name}:queue    sorted set, all scores 0: priority, arrival, id
+--   <prefix>:{namespace/name}:waiters  hash: id -> what it asks for
+-- Key of a store: <prefix>:store, a hash: uid, term, epoch, run_id, replid.
+-- Channels: <prefix>:{namespace/name}:changes, and ...:inbox:<id> of a waiter. Messages are hints.
+--
+-- A hold is an `offer` (promoted, not yet accepted), `held`, or `pinned` (time alone never takes it).
+-- Modes: `c` counts its permits; `s` all shared holders together take one permit; `x` exclusive.
+-- Times are milliseconds; replies carry what remains, computed by that very call.
+
+local LAYOUT = 1                 -- of the record; also in the name of every function
+local VERSION = 1                -- of this code; a newer one replaces an older one, never the reverse
+local EPOCH = 4294967296         -- tokens of one epoch: 2^32
+local REMEMBERED = 128           -- finished ids kept per lock
+local REMEMBER_MS = 60000
+local REFRESH_MS = 15000         -- a waiter is dropped after min(lease, this) without a sign of life
+local HEARTBEAT_STALE_MS = 10000
+local LOOK_MS = 10               -- how long a look at INFO replication is believed
+
+-- Memory of this process alone: not saved, not replicated, empty after a restart or a reload.
+-- store uid -> {epoch, term, replid, look, heartbeat}
+local gates = {}
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function replication()
+  local info = redis.call('INFO', 'replication')
+  return info:match('role:(%a+)'), info:match('master_replid:(%x+)')
+end
+
+-- The gate of a store, or nil while it is closed.
+local function open_gate(store, now)
+  local gate = gates[store]
+  if not gate then return nil end
+  if now < gate.look or now >= gate.look + LOOK_MS then
+    local role, replid = replication()
+    if role ~= 'master' or replid ~= gate.replid then
+      gates[store] = nil
+      return nil
+    end
+    gate.look = now
+  end
+  return gate
+end
+
+-- ---------------------------------------------------------------- the record
+
+local function pack_header(h)
+  return cmsgpack.pack(LAYOUT, h.store, h.lock, h.generation, h.permits, h.lease, h.max_hold, h.last,
+    h.used, h.shared, h.exclusive, h.waiters, h.seq, h.finished, h.sealed, h.not_before, h.due)
+end
+
+local function unpack_header(raw)
+  local h, layout = {}, nil
+  layout, h.store, h.lock, h.generation, h.permits, h.lease, h.max_hold, h.last,
+    h.used, h.shared, h.exclusive, h.waiters, h.seq, h.finished, h.sealed, h.not_before, h.due = cmsgpack.unpack(raw)
+  if layout ~= LAYOUT then error('record has layout ' .. tostring(layout) .. ', this library reads ' .. LAYOUT) end
+  return h
+end
+
+local function pack_holder(o)
+  return cmsgpack.pack(o.token, o.permits, o.mode, o.acquired, o.renewed, o.expires, o.state, o.identity, o.pod)
+end
+
+local function unpack_holder(raw)
+  local o = {}
+  o.token, o.permits, o.mode, o.acquired, o.renewed, o.expires, o.state, o.identity, o.pod = cmsgpack.unpack(raw)
+  return o
+end
+
+local function pack_waiter(w)
+  return cmsgpack.pack(w.seq, w.priority, w.permits, w.mode, w.deadline, w.refresh, w.delegated, w.identity, w.pod)
+end
+
+local function unpack_waiter(raw)
+  local w = {}
+  w.seq, w.priority, w.permits, w.mode, w.deadline, w.refresh, w.delegated, w.identity, w.pod = cmsgpack.unpack(raw)
+  return w
+end
+
+-- Writes are collected and flushed once, at the end of a call.
+local function put(l, field, value)
+  local n = #l.sets
+  l.sets[n + 1] = field
+  l.sets[n + 2] = value
+  if n > 1000 then
+    redis.call('HSET', l.key, unpack(l.sets))
+    l.sets = {}
+  end
+end
+
+local function drop_field(l, field)
+  local n = #l.dels
+  l.dels[n + 1] = field
+  if n > 1000 then
+    redis.call('HDEL', l.key, unpack(l.dels))
+    l.dels = {}
+  end
+end
+
+local function tell(l, channel, message)
+  local n = #l.messages
+  l.messages[n + 1] = l.base .. channel
+  l.messages[n + 2] = message
+end
+
+-- PUBLISH comes last and may be refused: the writes stand.
+local function flush(l)
+  redis.call('HSET', l.key, '.', pack_header(l.h), unpack(l.sets))
+  if #l.dels > 0 then redis.call('HDEL', l.key, unpack(l.dels)) end
+  for i = 1, #l.messages, 2 do redis.pcall('PUBLISH', l.messages[i], l.messages[i + 1]) end
+  l.sets, l.dels, l.messages, l.changed = {}, {}, {}, false
+end
+
+-- Remembers that an id has ended, and how: `r`eleased, `e`xpired, `c`ancelled. A late duplicate of its
+-- acquire then grants nothing.
+local function remember(l, id, how, now)
+  local h = l.h
+  local slot = 'r:' .. (h.finished % REMEMBERED)
+  local old = l.ring[slot] or redis.call('HGET', l.key, slot)
+  if old then drop_field(l, 'f:' .. old) end
+  l.ring[slot] = id
+  put(l, slot, id)
+  put(l, 'f:' .. id, cmsgpack.pack(now + math.min(h.lease, REMEMBER_MS), how))
+  h.finished = h.finished + 1
+end
+
+local function count(h, o, sign)
+  if o.mode == 'x' then h.exclusive = h.exclusive + sign
+  elseif o.mode == 's' then h.shared = h.shared + sign
+  else h.used = h.used + sign * o.permits end
+end
+
+local function end_hold(l, id, o, how, now)
+  count(l.h, o, -1)
+  drop_field(l, 'h:' .. id)
+  remember(l, id, how, now)
+  tell(l, ':changes', 'ended')
+end
+
+-- Ends every unpinned hold whose time is over. `due` is a lower bound of the next such time, so that most
+-- calls read no holder but their own.
+local function sweep(l, now)
+  local h = l.h
+  if h.due == 0 or h.due > now then return end
+  h.due = 0
+  local all = redis.call('HGETALL', l.key)
+  for i = 1, #all, 2 do
+    if all[i]:sub(1, 2) == 'h:' then
+      local id, o = all[i]:sub(3), unpack_holder(all[i + 1])
+      if o.state ~= 'pinned' then
+        if o.expires <= now then
+          end_hold(l, id, o, 'e', now)
+          l.changed = true
+          if id == l.id then l.holder, l.ended = nil, 'e' end
+        elseif h.due == 0 or o.expires < h.due then
+          h.due = o.expires
+        end
+      end
+    end
+  end
+end
+
+-- The lock as one id sees it: header, its own hold, how it ended. nil: no record.
+local function load(keys, first, id, now)
+  local key = keys[first]
+  local raw = redis.call('HMGET', key, '.', 'h:' .. id, 'f:' .. id)
+  if not raw[1] then return nil end
+  local l = {key = key, queue = keys[first + 1], waiters = keys[first + 2], base = key:sub(1, -6), id = id,
+    h = unpack_header(raw[1]), sets = {}, dels = {}, ring = {}, messages = {}}
+  if raw[2] then l.holder = unpack_holder(raw[2]) end
+  if raw[3] then
+    local till, how = cmsgpack.unpack(raw[3])
+    if till > now then l.ended = how end
+  end
+  sweep(l, now)
+  return l
+end
+
+-- ---------------------------------------------------------------- the queue
+
+local function member(w, id)
+  return string.format('%010.0f%017.0f', 2147483647 - w.priority, w.seq) .. id
+end
+
+local function load_waiter(l, id)
+  local raw = redis.call('HGET', l.waiters, id)
+  return raw and unpack_waiter(raw)
+end
+
+local function dequeue(l, id, m)
+  redis.call('ZREM', l.queue, m)
+  redis.call('HDEL', l.waiters, id)
+  l.h.waiters = math.max(0, l.h.waiters - 1)
+  l.changed = true
+end
+
+local function gone(w, now)
+  return (w.refresh ~= 0 and w.refresh <= now) or (w.deadline ~= 0 and w.deadline <= now)
+end
+
+local function refresh_ms(h)
+  return math.min(h.lease, REFRESH_MS)
+end
+
+-- Takes a place at the end of its priority, or shows that the waiter is alive.
+local function enqueue(l, id, ask, now)
+  local h = l.h
+  local w = h.waiters > 0 and load_waiter(l, id) or nil
+  if w and gone(w, now) then
+    dequeue(l, id, member(w, id))
+    w = nil
+  end
+  if not w then
+    h.seq = math.max(h.seq + 1, now * 1000)
+    h.waiters = h.waiters + 1
+    w = {seq = h.seq, priority = ask.priority, permits = ask.permits, mode = ask.mode, delegated = ask.delegated,
+      identity = ask.identity, pod = ask.pod}
+    redis.call('ZADD', l.queue, 0, member(w, id))
+    tell(l, ':changes', 'queued')
+    l.changed = true
+  end
+  w.deadline = ask.wait < 0 and 0 or now + math.max(1, ask.wait)
+  w.refresh = ask.delegated == 1 and 0 or now + refresh_ms(h)
+  redis.call('HSET', l.waiters, id, pack_waiter(w))
+end
+
+local function leave_queue(l, id)
+  if l.h.waiters == 0 then return false end
+  local w = load_waiter(l, id)
+  if not w then return false end
+  dequeue(l, id, member(w, id))
+  tell(l, ':changes', 'left')
+  return true
+end
+
+-- ---------------------------------------------------------------- granting
+
+-- The next token, or nil when the epoch has none left.
+local function next_token(h, epoch)
+  local token = math.max(h.last + 1, epoch * EPOCH + 1)
+  if token >= (epoch + 1) * EPOCH then return nil end
+  return token
+end
+
+local function open_for_grants(h, gate, now)
+  return h.sealed == 0 and h.not_before <= now and h.exclusive == 0 and next_token(h, gate.epoch) ~= nil
+end
+
+local function fits(h, ask)
+  if h.exclusive > 0 then return false end
+  if ask.mode == 'x' then return h.used == 0 and h.shared == 0 end
+  if ask.mode == 's' then return h.shared > 0 or h.used < h.permits end
+  return h.used + math.min(h.shared, 1) + ask.permits <= h.permits
+end
+
+local function satisfiable(h, ask)
+  return ask.mode ~= 'c' or ask.permits <= h.permits
+end
+
+local function lease_end(h, o, now)
+  local till = now + h.lease
+  if h.max_hold > 0 then till = math.min(till, o.acquired + h.max_hold) end
+  return math.max(o.expires, till)
+end
+
+local function due_at(h, time)
+  if h.due == 0 or time < h.due then h.due = time end
+end
+
+-- Gives permits to one that fits. An offer lasts until its waiter would be given up, at most a lease.
+local function grant(l, id, ask, gate, now, state)
+  local h = l.h
+  local o = {token = next_token(h, gate.epoch), permits = ask.permits, mode = ask.mode, acquired = now, renewed = now,
+    expires = now, state = state, identity = ask.identity, pod = ask.pod}
+  if state == 'offer' then
+    o.expires = now + refresh_ms(h)
+    if ask.deadline > 0 then o.expires = math.min(o.expires, ask.deadline) end
+  else
+    o.expires = lease_end(h, o, now)
+  end
+  h.last = o.token
+  count(h, o, 1)
+  due_at(h, o.expires)
+  put(l, 'h:' .. id, pack_holder(o))
+  tell(l, ':changes', state == 'offer' and 'offered ' .. id or 'granted')
+  l.changed = true
+  return o
+end
+
+-- Serves the queue from its head until one doesn't fit. A delegated waiter keeps its place and is skipped
+-- while the controller is away. `self` is the caller's own id: it is granted, others get an offer.
+local function promote(l, gate, now, self)
+  local h, index = l.h, 0
+  while gate and h.waiters > 0 and open_for_grants(h, gate, now) do
+    local m = redis.call('ZRANGE', l.queue, index, index)[1]
+    if not m then
+      h.waiters = index
+      break
+    end
+    local id = m:sub(28)
+    local w = load_waiter(l, id)
+    if not w or gone(w, now) or not satisfiable(h, w) then
+      dequeue(l, id, m)
+    elseif w.delegated == 1 and (now > gate.heartbeat + HEARTBEAT_STALE_MS) and id ~= self then
+      index = index + 1
+    elseif not fits(h, w) then
+      break
+    else
+      dequeue(l, id, m)
+      if id == self then
+        l.holder = grant(l, id, w, gate, now, 'held')
+      else
+        grant(l, id, w, gate, now, 'offer')
+        tell(l, ':inbox:' .. id, 'offer')
+      end
+    end
+  end
+end
+
+local function granted(o, now)
+  return {'granted', o.token, o.expires - now}
+end
+
+-- When a waiter should ask again: at the first deadline that could change its answer.
+local function retry_ms(h, now, wait)
+  local at = now + math.floor(refresh_ms(h) / 3)
+  if h.due > now then at = math.min(at, h.due) end
+  if h.not_before > now then at = math.min(at, h.not_before) end
+  if wait > 0 then at = math.min(at, now + wait) end
+  return math.max(1, at - now)
+end
+
+local function accept(l, o, now)
+  o.state, o.renewed, o.expires = 'held', now, lease_end(l.h, o, now)
+  put(l, 'h:' .. l.id, pack_holder(o))
+  tell(l, ':changes', 'granted')
+  l.changed = true
+end
+
+local function contend(l, ask, now)
+  local h, id = l.h, l.id
+  if l.holder then
+    if l.holder.state == 'offer' and ask.delegated == 0 then accept(l, l.holder, now) end
+    return granted(l.holder, now)
+  end
+  if l.ended then return {'lost'} end
+  if h.sealed == 1 then return {'sealed'} end
+  if not satisfiable(h, ask) then
+    leave_queue(l, id)
+    return {'unsatisfiable', h.permits}
+  end
+  local gate = open_gate(h.store, now)
+  if not gate then
+    if h.waiters > 0 and load_waiter(l, id) then enqueue(l, id, ask, now) end
+    return {'gate-closed'}
+  end
+  if not next_token(h, gate.epoch) then return {'epoch-exhausted'} end
+  local can = open_for_grants(h, gate, now) and fits(h, ask)
+  if h.waiters == 0 and can then
+    return granted(grant(l, id, ask, gate, now, 'held'), now)
+  end
+  if ask.wait == 0 and not can then
+    leave_queue(l, id)
+    promote(l, gate, now)
+    return {'busy', retry_ms(h, now, 0)}
+  end
+  enqueue(l, id, ask, now)
+  promote(l, gate, now, id)
+  if l.holder then return granted(l.holder, now) end
+  if ask.wait == 0 then
+    leave_queue(l, id)
+    return {'busy', retry_ms(h, now, 0)}
+  end
+  return {'queued', retry_ms(h, now, ask.wait)}
+end
+
+-- acquire: lock keys; id, mode, permits, priority, wait ms (-1 for ever, 0 not at all), identity, pod uid
+local function acquire(keys, args, first, delegated)
+  local now, id = now_ms(), args[first]
+  local l = load(keys, #keys - 2, id, now)
+  if not l then return {'unprovisioned'} end
+  local ask = {mode = args[first + 1], permits = tonumber(args[first + 2]), priority = tonumber(args[first + 3]),
+    wait = tonumber(args[first + 4]), identity = args[first + 5], pod = args[first + 6], delegated = delegated, deadline = 0}
+  local reply = contend(l, ask, now)
+  if l.changed then flush(l) end
+  return reply
+end
+
+-- ---------------------------------------------------------------- what a holder calls
+
+local function renew_one(key, id, now)
+  local l = load({key}, 1, id, now)
+  if not l then return {'unprovisioned'} end
+  local reply
+  local o = l.holder
+  if not o then
+    reply = {l.ended and 'lost' or 'not-held'}
+  elseif l.h.sealed == 1 and o.state ~= 'pinned' then
+    reply = {'lost'}
+  else
+    if o.state == 'offer' then
+      accept(l, o, now)
+    else
+      o.renewed, o.expires = now, lease_end(l.h, o, now)
+      redis.call('HSET', l.key, 'h:' .. id, pack_holder(o))
+    end
+    reply = granted(o, now)
+  end
+  if l.changed then flush(l) end
+  return reply
+end
+
+-- renew: record key of each lock; the id in each, in the same order
+local function renew(keys, args)
+  local now, replies = now_ms(), {}
+  for i = 1, #keys do replies[i] = renew_one(keys[i], args[i], now) end
+  return replies
+end
+
+local ENDED = {r = 'released', e = 'lost', c = 'cancelled'}
+
+local function finish(l, how, now)
+  end_hold(l, l.id, l.holder, how, now)
+  promote(l, open_gate(l.h.store, now), now)
+  flush(l)
+end
+
+-- release: lock keys; id
+local function release(keys, args)
+  local now = now_ms()
+  local l = load(keys, 1, args[1], now)
+  if not l then return {'unprovisioned'} end
+  if l.holder and l.holder.state == 'pinned' then return {'pinned'} end
+  if l.holder then
+    finish(l, 'r', now)
+    return {'released'}
+  end
+  if l.changed then
+    promote(l, open_gate(l.h.store, now), now)
+    flush(l)
+  end
+  return {l.ended and ENDED[l.ended] or 'not-held'}
+end
+
+-- cancel: lock keys; id. Whatever became of an acquire, its id holds and waits for nothing afterwards.
+local function cancel(keys, args)
+  local now = now_ms()
+  local l = load(keys, 1, args[1], now)
+  if not l then return {'unprovisioned'} end
+  if l.holder and l.holder.state == 'pinned' then return {'pinned'} end
+  if l.holder then
+    finish(l, 'c', now)
+  else
+    leave_queue(l, l.id)
+    if not l.ended then remember(l, l.id, 'c', now) end
+    promote(l, open_gate(l.h.store, now), now)
+    flush(l)
+  end
+  return {'cancelled'}
+end
+
+local function each_hold(key, see)
+  local all = redis.call('HGETALL', key)
+  for i = 1, #all, 2 do
+    if all[i]:sub(1, 2) == 'h:' then see(all[i]:sub(3), unpack_holder(all[i + 1])) end
+  end
+end
+
+-- inspect: lock keys. Changes nothing; a hold whose time is over is left out.
+local function inspect(keys)
+  local now = now_ms()
+  local raw = redis.call('HGET', keys[1], '.')
+  if not raw then return {'unprovisioned'} end
+  local h, holds, waiting = unpack_header(raw), {}, {}
+  each_hold(keys[1], function(id, o)
+    if o.state == 'pinned' or o.expires > now then
+      holds[#holds + 1] = {id, o.token, o.permits, o.mode, o.state, o.acquired, o.renewed, o.expires, o.identity, o.pod}
+    end
+  end)
+  local all = redis.call('HGETALL', keys[3])
+  for i = 1, #all, 2 do
+    local w = unpack_waiter(all[i + 1])
+    if not gone(w, now) then waiting[#waiting + 1] = {all[i], w.delegated} end
+  end
+  return {'ok', now, h.lock, h.generation, h.permits, h.lease, h.last, h.sealed, math.max(0, h.not_before - now),
+    open_gate(h.store, now) and 1 or 0, holds, waiting}
+end
+
+-- ---------------------------------------------------------------- what the controller calls
+-- Every one carries the store's uid and the controller's term, first in ARGV; the store key comes first
+-- in KEYS. A record of another install, or a term older than the highest seen, is refused.
+
+local function refused(keys, args)
+  local known = redis.call('HMGET', keys[1], 'uid', 'term')
+  if known[1] and known[1] ~= args[1] then return {'store-in-use', known[1]} end
+  local gate = gates[args[1]]
+  local highest = math.max(tonumber(known[2] or 0), gate and gate.term or 0)
+  if tonumber(args[2]) < highest then return {'stale-term', highest} end
+  return nil
+end
+
+-- The gate for a call of the controller, or the reply that says why not.
+local function admitted(keys, args, now)
+  local reply = refused(keys, args)
+  if reply then return nil, reply end
+  local gate = open_gate(args[1], now)
+  if not gate then return nil, {'gate-closed'} end
+  return gate
+end
+
+local function run_id()
+  return redis.call('INFO', 'server'):match('run_id:(%x+)')
+end
+
+-- heartbeat: store key; uid, term. Makes the term known, and says which process answers.
+local function heartbeat(keys, args)
+  local reply = refused(keys, args)
+  if reply then return reply end
+  local now = now_ms()
+  local known = redis.call('HMGET', keys[1], 'term', 'epoch')
+  if known[1] ~= args[2] then redis.call('HSET', keys[1], 'uid', args[1], 'term', args[2]) end
+  local role, replid = replication()
+  local gate = open_gate(args[1], now)
+  if gate then gate.heartbeat, gate.term = now, tonumber(args[2]) end
+  return {'ok', now, run_id(), replid, role, gate and gate.epoch or 0, tonumber(known[2] or 0)}
+end
+
+-- open: store key; uid, term, epoch, run_id, replid. Reaches only the process it names.
+local function open(keys, args)
+  local reply = refused(keys, args)
+  if reply then return reply end
+  local now, epoch = now_ms(), tonumber(args[3])
+  local role, replid = replication()
+  if role ~= 'master' or run_id() ~= args[4] or replid ~= args[5] then return {'other-process'} end
+  local last = redis.call('HMGET', keys[1], 'epoch', 'run_id', 'replid')
+  local gate = open_gate(args[1], now)
+  local used = math.max(tonumber(last[1] or 0), gate and gate.epoch or 0)
+  local same = last[2] == args[4] and last[3] == args[5]
+  if epoch < used or (epoch == used and last[1] and not same) then return {'stale-epoch', used} end
+  redis.call('HSET', keys[1], 'uid', args[1], 'term', args[2], 'epoch', args[3], 'run_id', args[4], 'replid', args[5])
+  gates[args[1]] = {epoch = epoch, term = tonumber(args[2]), replid = replid, look = now, heartbeat = now}
+  return {'ok'}
+end
+
+local function new_record(keys, args)
+  return {store = args[1], lock = '', generation = 0, permits = 1, lease = 1, max_hold = 0, last = 0, used = 0, shared = 0,
+    exclusive = 0, waiters = redis.call('ZCARD', keys[3]), seq = 0, finished = 0, sealed = 0, not_before = 0, due = 0}
+end
+
+local function configure(h, args)
+  local generation = tonumber(args[4])
+  if h.lock == args[3] and generation < h.generation then return end
+  if h.lock ~= args[3] then h.sealed = 0 end
+  h.store, h.lock, h.generation = args[1], args[3], generation
+  h.permits, h.lease, h.max_hold = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
+end
+
+-- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned.
+local function put_back(l, args, from, now)
+  for i = from, #args, 6 do
+    local id = args[i]
+    local raw = redis.call('HGET', l.key, 'h:' .. id)
+    if raw then
+      local o = unpack_holder(raw)
+      o.state = 'pinned'
+      put(l, 'h:' .. id, pack_holder(o))
+    else
+      local o = {token = tonumber(args[i + 1]), permits = tonumber(args[i + 2]), mode = args[i + 3], acquired = now,
+        renewed = now, expires = now + l.h.lease, state = 'pinned', identity = args[i + 4], pod = args[i + 5]}
+      count(l.h, o, 1)
+      l.h.last = math.max(l.h.last, o.token)
+      put(l, 'h:' .. id, pack_holder(o))
+    end
+  end
+end
+
+-- Arguments from the third: lock uid, generation, permits, lease ms, max hold ms, token floor, quarantine ms,
+-- ceiling of tokens (0: none), then for each hold: id, token, permits, mode, identity, pod uid.
+local function configure_record(keys, args, now)
+  local l = load(keys, 2, '', now)
+  local fresh = l == nil
+  if l and l.changed then flush(l) end
+  if fresh then
+    l = {key = keys[2], queue = keys[3], waiters = keys[4], base = keys[2]:sub(1, -6), h = new_record(keys, args),
+      sets = {}, dels = {}, ring = {}, messages = {}}
+  end
+  local h, tampered = l.h, 0
+  configure(h, args)
+  local ceiling = tonumber(args[10])
+  if ceiling > 0 and h.last >= ceiling then h.last, tampered = 0, 1 end
+  h.last = math.max(h.last, tonumber(args[8]))
+  if tonumber(args[9]) > 0 then h.not_before = math.max(h.not_before, now + tonumber(args[9])) end
+  put_back(l, args, 11, now)
+  return l, {'ok', fresh and 1 or 0, tampered, h.last}
+end
+
+-- provision: store key, lock keys. Creates or changes a record; promotes what a change has made room for.
+local function provision(keys, args)
+  local now = now_ms()
+  local gate, no = admitted(keys, args, now)
+  if not gate then return no end
+  local l, reply = configure_record(keys, args, now)
+  promote(l, gate, now)
+  flush(l)
+  return reply
+end
+
+-- restore: as provision, but on the process that its last two arguments name, and only while the gate is closed.
+local function restore(keys, args)
+  local reply = refused(keys, args)
+  if reply then return reply end
+  local now = now_ms()
+  local replid, run = table.remove(args), table.remove(args)
+  local role, at = replication()
+  if role ~= 'master' or at ~= replid or run_id() ~= run then return {'other-process'} end
+  if open_gate(args[1], now) then return {'gate-open'} end
+  local l, done = configure_record(keys, args, now)
+  flush(l)
+  return done
+end
+
+-- claim: store key, lock keys; uid, term, then as acquire. A delegated holder's acquire.
+local function claim(keys, args)
+  local gate, no = admitted(keys, args, now_ms())
+  if not gate then return no end
+  return acquire(keys, args, 3, 1)
+end
+
+-- pin: store key, lock keys; uid, term, id. Time no longer takes this hold.
+local function pin(keys, args)
+  local now = now_ms()
+  local gate, no = admitted(keys, args, now)
+  if not gate then return no end
+  local l = load(keys, 2, args[3], now)
+  if not l then return {'unprovisioned'} end
+  local o = l.holder
+  if not o then
+    if l.changed then
+      promote(l, gate, now)
+      flush(l)
+    end
+    return {'lost'}
+  end
+  if o.state ~= 'pinned' then
+    o.state, o.renewed, o.expires = 'pinned', now, lease_end(l.h, o, now)
+    put(l, 'h:' .. l.id, pack_holder(o))
+    tell(l, ':changes', 'granted')
+    flush(l)
+  end
+  return granted(o, now)
+end
+
+-- free: store key, lock keys; uid, term, id. Ends a hold, pinned or not, after etcd has let it go.
+local function free(keys, args)
+  local now = now_ms()
+  local gate, no = admitted(keys, args, now)
+  if not gate then return no end
+  local l = load(keys, 2, args[3], now)
+  if not l then return {'unprovisioned'} end
+  if l.holder then
+    finish(l, 'r', now)
+    return {'released'}
+  end
+  leave_queue(l, l.id)
+  if not l.ended then remember(l, l.id, 'r', now) end
+  promote(l, gate, now)
+  flush(l)
+  return {'released'}
+end
+
+local function prune(l, now)
+  if l.h.waiters == 0 then return end
+  local all = redis.call('HGETALL', l.waiters)
+  for i = 1, #all, 2 do
+    local w = unpack_waiter(all[i + 1])
+    if gone(w, now) then dequeue(l, all[i], member(w, all[i])) end
+  end
+end
+
+-- expire: store key, then lock keys of each lock; uid, term. Replies for each lock the ms until it is due again
+-- (-1: nothing is due), or that it has no record.
+local function expire(keys, args)
+  local now = now_ms()
+  local gate, no = admitted(keys, args, now)
+  if not gate then return no end
+  local replies = {'ok'}
+  for i = 2, #keys, 3 do
+    local l = load(keys, i, '', now)
+    if not l then
+      replies[#replies + 1] = 'unprovisioned'
+    else
+      prune(l, now)
+      promote(l, gate, now)
+      if l.changed then flush(l) end
+      local at = l.h.due
+      if l.h.not_before > now and (at == 0 or l.h.not_before < at) then at = l.h.not_before end
+      replies[#replies + 1] = at == 0 and -1 or at - now
+    end
+  end
+  return replies
+end
+
+-- seal: store key, lock keys; uid, term, lock uid. Grants nothing more; direct holders learn it at their next
+-- renewal. Replies the last token, the ms until the last direct lease ends, and how many pinned holds are left.
+local function seal(keys, args)
+  local now = now_ms()
+  local gate, no = admitted(keys, args, now)
+  if not gate then return no end
+  local l = load(keys, 2, '', now)
+  if not l then return {'unprovisioned'} end
+  if l.h.lock ~= args[3] then return {'other-lock', l.h.lock} end
+  if l.h.waiters > 0 then redis.call('DEL', l.queue, l.waiters) end
+  l.h.sealed, l.h.waiters = 1, 0
+  flush(l)
+  local direct, pinned = 0, 0
+  each_hold(l.key, function(_, o)
+    if o.state == 'pinned' then pinned = pinned + 1 else direct = math.max(direct, o.expires - now) end
+  end)
+  return {'sealed', l.h.last, direct, pinned}
+end
+
+-- purge: store key, lock keys; uid, term, lock uid. Forgets a sealed lock that nobody holds.
+local function purge(keys, args)
+  local now = now_ms()
+  local gate, no = admitted(keys, args, now)
+  if not gate then return no end
+  local l = load(keys, 2, '', now)
+  if not l then return {'ok'} end
+  if l.h.lock ~= args[3] then return {'other-lock', l.h.lock} end
+  if l.h.sealed == 0 or l.h.used + l.h.shared + l.h.exclusive > 0 then return {'held'} end
+  redis.call('DEL', l.key, l.queue, l.waiters)
+  return {'ok'}
+end
+
+local function register(name, callback, ...)
+  redis.register_function{function_name = 'leasehold' .. LAYOUT .. '_' .. name, callback = callback, flags = {...}}
+end
+
+register('acquire', function(keys, args) return acquire(keys, args, 1, 0) end)
+register('renew', renew, 'allow-oom')
+register('release', release, 'allow-oom')
+register('cancel', cancel, 'allow-oom')
+register('inspect', inspect, 'no-writes')
+register('version', function() return VERSION end, 'no-writes')
+register('heartbeat', heartbeat, 'allow-oom')
+register('open', open, 'allow-oom')
+register('provision', provision)
+register('restore', restore, 'allow-oom')
+register('claim', claim)
+register('pin', pin, 'allow-oom')
+register('free', free, 'allow-oom')
+register('expire', expire, 'allow-oom')
+register('seal', seal, 'allow-oom')
+register('purge', purge, 'allow-oom')

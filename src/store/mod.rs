@@ -1,0 +1,37 @@
+//! Where leases live: Redis ≥ 7.0 or Valkey ≥ 7.2, through one function library.
+//!
+//! [`Store`] has what a workload calls, [`Control`] what the leading controller calls. Each function is one
+//! round trip and is decided on the server, by its clock; see `leasehold.lua` for the protocol.
+//!
+//! # Guarantees
+//! Every function is idempotent for its holder id or its arguments, so that after an error (the command may
+//! have been executed) the same call may be sent again.
+//!
+//! # Errors
+//! [`StoreError`] means that no answer was had. It says nothing about the lock: unknown is not lost.
+
+mod connect;
+mod control;
+mod error;
+mod library;
+mod reply;
+mod workload;
+
+pub mod model;
+
+pub use connect::{Changes, Endpoint, Password, Tls};
+pub use control::{Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed};
+pub use error::StoreError;
+pub use library::{LIBRARY_SOURCE, LibraryState, ServerFacts};
+pub use workload::{Hold, HoldState, Inspection, Store};
+
+use crate::lease::LockKey;
+
+/// The three keys of a lock, all in one hash slot.
+fn lock_keys(prefix: &str, lock: &LockKey) -> [String; 3] {
+    ["lock", "queue", "waiters"].map(|part| format!("{prefix}:{{{lock}}}:{part}"))
+}
+
+fn store_key(prefix: &str) -> String {
+    format!("{prefix}:store")
+}

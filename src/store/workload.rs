@@ -1,0 +1,276 @@
+//! What a workload may call.
+
+use redis::aio::ConnectionManager;
+use redis::{Cmd, Value};
+
+use super::reply::{Reply, unreadable};
+use super::{Endpoint, StoreError, lock_keys};
+use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Released, Renewed, Request, Wait};
+
+/// One Redis and one key prefix in it. Cheap to clone; clones share the connection.
+#[derive(Clone)]
+pub struct Store {
+    pub(super) connection: ConnectionManager,
+    pub(super) prefix: String,
+}
+
+/// How far a hold has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldState {
+    /// Promoted from the queue; its first renewal or pin makes it a hold.
+    Offer,
+    /// Held until its lease ends.
+    Held,
+    /// Held until the controller frees it; past its lease it is overdue, not free.
+    Pinned,
+}
+
+/// One hold as the record has it. Times are the server's, in milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// Its id.
+    pub id: HolderId,
+    /// Its fencing token.
+    pub token: FencingToken,
+    /// What it takes.
+    pub mode: Mode,
+    /// Offer, held or pinned.
+    pub state: HoldState,
+    /// When it was granted.
+    pub acquired: i64,
+    /// When it was last renewed.
+    pub renewed: i64,
+    /// When its lease ends.
+    pub expires: i64,
+    /// Who holds, as people read it.
+    pub identity: String,
+    /// The UID of the pod that holds, where there is one.
+    pub pod_uid: Option<String>,
+}
+
+/// A record, read without changing it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// The server's clock at the reading, in milliseconds since 1970.
+    pub now: i64,
+    /// The UID of the `DistributedLock` it was provisioned for.
+    pub lock_uid: String,
+    /// The generation it was provisioned with.
+    pub generation: i64,
+    /// How many permits the lock has.
+    pub permits: u32,
+    /// The lease in milliseconds.
+    pub lease: i64,
+    /// The last token that was granted, or the floor of the next.
+    pub last: i64,
+    /// Grants nothing more.
+    pub sealed: bool,
+    /// What is left of the quarantine, in milliseconds.
+    pub quarantine: i64,
+    /// Whether this process's gate is open.
+    pub gate_open: bool,
+    /// Live and pinned holds and offers, oldest grant first.
+    pub holds: Vec<Hold>,
+    /// The ids of the waiters, with whether the controller waits for them.
+    pub waiters: Vec<(HolderId, bool)>,
+}
+
+impl Store {
+    /// Prepares a connection; the first call opens it, and after a failure a later one opens it again.
+    ///
+    /// # Errors
+    /// [`StoreError::Settings`] if the endpoint can't be used as given.
+    pub fn connect(endpoint: &Endpoint, prefix: &str) -> Result<Self, StoreError> {
+        Ok(Self { connection: endpoint.manager()?, prefix: prefix.to_owned() })
+    }
+
+    pub(super) async fn call(&self, function: &'static str, cmd: &Cmd) -> Result<Value, StoreError> {
+        cmd.query_async(&mut self.connection.clone()).await.map_err(|source| StoreError::Call { function, source })
+    }
+
+    fn on_lock(&self, function: &'static str, lock: &LockKey) -> Cmd {
+        let mut cmd = redis::cmd("FCALL");
+        cmd.arg(function).arg(3).arg(&lock_keys(&self.prefix, lock));
+        cmd
+    }
+
+    async fn reply(&self, function: &'static str, cmd: &Cmd) -> Result<Reply, StoreError> {
+        Reply::read(function, self.call(function, cmd).await?)
+    }
+
+    /// Takes the lock, a place in its queue, or nothing, as the request's [`Wait`] says. Asking again with the
+    /// same request keeps the place, and accepts an offer.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer; it may have been granted. Ask again with the same id, or [`Store::cancel`] it.
+    pub async fn acquire(&self, lock: &LockKey, request: &Request) -> Result<Acquired, StoreError> {
+        const FUNCTION: &str = "leasehold1_acquire";
+        let mut cmd = self.on_lock(FUNCTION, lock);
+        push_request(&mut cmd, request);
+        acquired(self.reply(FUNCTION, &cmd).await?)
+    }
+
+    /// Renews holds of any number of locks in one round trip; the answers come in the same order.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer; the holds go on until the deadlines known before.
+    pub async fn renew(&self, holds: &[(LockKey, HolderId)]) -> Result<Vec<Renewed>, StoreError> {
+        const FUNCTION: &str = "leasehold1_renew";
+        let mut cmd = redis::cmd("FCALL");
+        cmd.arg(FUNCTION).arg(holds.len());
+        for (lock, _) in holds {
+            cmd.arg(&lock_keys(&self.prefix, lock)[0]);
+        }
+        for (_, id) in holds {
+            cmd.arg(id.as_str());
+        }
+        match self.call(FUNCTION, &cmd).await? {
+            Value::Array(answers) => answers.into_iter().map(|a| renewed(Reply::read(FUNCTION, a)?)).collect(),
+            other => Err(unreadable(FUNCTION, &other)),
+        }
+    }
+
+    /// Gives the lock back and promotes who is next.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer; releasing again with the same id gives the same answer.
+    pub async fn release(&self, lock: &LockKey, id: &HolderId) -> Result<Released, StoreError> {
+        self.end("leasehold1_release", lock, id).await
+    }
+
+    /// Ends whatever became of an acquire: afterwards its id holds nothing, waits for nothing, and a late
+    /// duplicate of it grants nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer; cancel again.
+    pub async fn cancel(&self, lock: &LockKey, id: &HolderId) -> Result<Released, StoreError> {
+        self.end("leasehold1_cancel", lock, id).await
+    }
+
+    async fn end(&self, function: &'static str, lock: &LockKey, id: &HolderId) -> Result<Released, StoreError> {
+        let mut cmd = self.on_lock(function, lock);
+        cmd.arg(id.as_str());
+        released(self.reply(function, &cmd).await?)
+    }
+
+    /// Reads a record; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer.
+    pub async fn inspect(&self, lock: &LockKey) -> Result<Option<Inspection>, StoreError> {
+        const FUNCTION: &str = "leasehold1_inspect";
+        inspection(self.reply(FUNCTION, &self.on_lock(FUNCTION, lock)).await?)
+    }
+}
+
+pub(super) fn push_mode(cmd: &mut Cmd, mode: Mode) {
+    let letter = match mode {
+        Mode::Counted(_) => "c",
+        Mode::Shared => "s",
+        Mode::Exclusive => "x",
+    };
+    cmd.arg(letter);
+}
+
+pub(super) fn push_request(cmd: &mut Cmd, request: &Request) {
+    let Request { id, mode, priority, wait, identity, pod_uid } = request;
+    let wait = match wait {
+        Wait::No => 0,
+        Wait::For(time) => i64::try_from(time.as_millis()).unwrap_or(i64::MAX >> 12).max(1),
+        Wait::Forever => -1,
+    };
+    cmd.arg(id.as_str());
+    push_mode(cmd, *mode);
+    cmd.arg(mode.counted()).arg(priority).arg(wait).arg(identity).arg(pod_uid.as_deref().unwrap_or(""));
+}
+
+pub(super) fn acquired(mut reply: Reply) -> Result<Acquired, StoreError> {
+    Ok(match reply.outcome().as_str() {
+        "granted" => Acquired::Granted(reply.grant()?),
+        "queued" => Acquired::Queued { retry: reply.millis()? },
+        "busy" => Acquired::Busy { retry: reply.millis()? },
+        "lost" => Acquired::Lost,
+        "sealed" => Acquired::Sealed,
+        "gate-closed" => Acquired::GateClosed,
+        "unprovisioned" => Acquired::Unprovisioned,
+        "unsatisfiable" => Acquired::Unsatisfiable { permits: reply.take()? },
+        "epoch-exhausted" => Acquired::EpochExhausted,
+        _ => return Err(reply.unknown()),
+    })
+}
+
+pub(super) fn renewed(mut reply: Reply) -> Result<Renewed, StoreError> {
+    Ok(match reply.outcome().as_str() {
+        "granted" => Renewed::Held(reply.grant()?),
+        "lost" => Renewed::Lost,
+        "not-held" => Renewed::NotHeld,
+        "unprovisioned" => Renewed::Unprovisioned,
+        _ => return Err(reply.unknown()),
+    })
+}
+
+fn released(reply: Reply) -> Result<Released, StoreError> {
+    Ok(match reply.outcome().as_str() {
+        "released" => Released::Released,
+        "lost" => Released::Lost,
+        "cancelled" => Released::Cancelled,
+        "not-held" => Released::NotHeld,
+        "pinned" => Released::Pinned,
+        "unprovisioned" => Released::Unprovisioned,
+        _ => return Err(reply.unknown()),
+    })
+}
+
+fn inspection(mut reply: Reply) -> Result<Option<Inspection>, StoreError> {
+    match reply.outcome().as_str() {
+        "unprovisioned" => return Ok(None),
+        "ok" => {}
+        _ => return Err(reply.unknown()),
+    }
+    let mut inspection = Inspection {
+        now: reply.take()?,
+        lock_uid: reply.take()?,
+        generation: reply.take()?,
+        permits: reply.take()?,
+        lease: reply.take()?,
+        last: reply.take()?,
+        sealed: reply.take::<i64>()? == 1,
+        quarantine: reply.take()?,
+        gate_open: reply.take::<i64>()? == 1,
+        holds: reply.list()?.into_iter().map(hold).collect::<Result<_, _>>()?,
+        waiters: reply.list()?.into_iter().map(waiter).collect::<Result<_, _>>()?,
+    };
+    inspection.holds.sort_by_key(|hold| hold.token);
+    Ok(Some(inspection))
+}
+
+fn hold(mut reply: Reply) -> Result<Hold, StoreError> {
+    let id = holder_id(&mut reply)?;
+    let token = reply.token()?;
+    let permits = reply.take()?;
+    let mode = match reply.take::<String>()?.as_str() {
+        "c" => Mode::Counted(permits),
+        "s" => Mode::Shared,
+        "x" => Mode::Exclusive,
+        _ => return Err(reply.unknown()),
+    };
+    let state = match reply.take::<String>()?.as_str() {
+        "offer" => HoldState::Offer,
+        "held" => HoldState::Held,
+        "pinned" => HoldState::Pinned,
+        _ => return Err(reply.unknown()),
+    };
+    let (acquired, renewed, expires) = (reply.take()?, reply.take()?, reply.take()?);
+    let (identity, pod) = (reply.take()?, reply.take::<String>()?);
+    let pod_uid = Some(pod).filter(|uid| !uid.is_empty());
+    Ok(Hold { id, token, mode, state, acquired, renewed, expires, identity, pod_uid })
+}
+
+fn waiter(mut reply: Reply) -> Result<(HolderId, bool), StoreError> {
+    Ok((holder_id(&mut reply)?, reply.take::<i64>()? == 1))
+}
+
+fn holder_id(reply: &mut Reply) -> Result<HolderId, StoreError> {
+    let id: String = reply.take()?;
+    HolderId::new(id).map_err(|error| StoreError::Reply { function: "leasehold1_inspect", answer: error.to_string() })
+}
