@@ -1,1 +1,5 @@
-fn main(){}
+//! The `leasehold` binary.
+
+fn main() -> anyhow::Result<()> {
+    leasehold::cli::run()
+}

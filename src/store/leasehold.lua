@@ -87,24 +87,9 @@ local function unpack_waiter(raw)
   return w
 end
 
--- Writes are collected and flushed once, at the end of a call.
+-- Writes are collected, the last one of each field (false: delete it), and flushed once, at the end of a call.
 local function put(l, field, value)
-  local n = #l.sets
-  l.sets[n + 1] = field
-  l.sets[n + 2] = value
-  if n > 1000 then
-    redis.call('HSET', l.key, unpack(l.sets))
-    l.sets = {}
-  end
-end
-
-local function drop_field(l, field)
-  local n = #l.dels
-  l.dels[n + 1] = field
-  if n > 1000 then
-    redis.call('HDEL', l.key, unpack(l.dels))
-    l.dels = {}
-  end
+  l.writes[field] = value
 end
 
 local function tell(l, channel, message)
@@ -113,24 +98,51 @@ local function tell(l, channel, message)
   l.messages[n + 2] = message
 end
 
--- PUBLISH comes last and may be refused: the writes stand.
+-- PUBLISH comes last and may be refused: the writes stand. `unpack` takes some thousands of values at most.
 local function flush(l)
-  redis.call('HSET', l.key, '.', pack_header(l.h), unpack(l.sets))
-  if #l.dels > 0 then redis.call('HDEL', l.key, unpack(l.dels)) end
+  local sets, dels = {'.', pack_header(l.h)}, {}
+  for field, value in pairs(l.writes) do
+    if value then
+      sets[#sets + 1] = field
+      sets[#sets + 1] = value
+    else
+      dels[#dels + 1] = field
+    end
+    if #sets > 1000 then
+      redis.call('HSET', l.key, unpack(sets))
+      sets = {}
+    end
+    if #dels > 1000 then
+      redis.call('HDEL', l.key, unpack(dels))
+      dels = {}
+    end
+  end
+  if #sets > 0 then redis.call('HSET', l.key, unpack(sets)) end
+  if #dels > 0 then redis.call('HDEL', l.key, unpack(dels)) end
   for i = 1, #l.messages, 2 do redis.pcall('PUBLISH', l.messages[i], l.messages[i + 1]) end
-  l.sets, l.dels, l.messages, l.changed = {}, {}, {}, false
+  l.writes, l.messages, l.changed = {}, {}, false
+end
+
+-- The reply, after what the call has changed is written.
+local function done(l, reply)
+  if l.changed then flush(l) end
+  return reply
 end
 
 -- Remembers that an id has ended, and how: `r`eleased, `e`xpired, `c`ancelled. A late duplicate of its
--- acquire then grants nothing.
+-- acquire then grants nothing. An id that ended before, too long ago, gives up its older place in the ring.
 local function remember(l, id, how, now)
   local h = l.h
-  local slot = 'r:' .. (h.finished % REMEMBERED)
-  local old = l.ring[slot] or redis.call('HGET', l.key, slot)
-  if old then drop_field(l, 'f:' .. old) end
-  l.ring[slot] = id
-  put(l, slot, id)
-  put(l, 'f:' .. id, cmsgpack.pack(now + math.min(h.lease, REMEMBER_MS), how))
+  local slot = h.finished % REMEMBERED
+  if l.known[id] then
+    local _, _, older = cmsgpack.unpack(l.known[id])
+    put(l, 'r:' .. older, false)
+  end
+  local old = l.writes['r:' .. slot]
+  if old == nil then old = redis.call('HGET', l.key, 'r:' .. slot) end
+  if old then put(l, 'f:' .. old, false) end
+  put(l, 'r:' .. slot, id)
+  put(l, 'f:' .. id, cmsgpack.pack(now + math.min(h.lease, REMEMBER_MS), how, slot))
   h.finished = h.finished + 1
 end
 
@@ -142,43 +154,55 @@ end
 
 local function end_hold(l, id, o, how, now)
   count(l.h, o, -1)
-  drop_field(l, 'h:' .. id)
+  put(l, 'h:' .. id, false)
   remember(l, id, how, now)
   tell(l, ':changes', 'ended')
 end
 
--- Ends every unpinned hold whose time is over. `due` is a lower bound of the next such time, so that most
--- calls read no holder but their own.
+local function due_at(h, time)
+  if h.due == 0 or time < h.due then h.due = time end
+end
+
+-- Ends every unpinned hold whose time is over, the oldest grant first. `due` is a lower bound of the next such
+-- time, so that most calls read no holder but their own.
 local function sweep(l, now)
   local h = l.h
   if h.due == 0 or h.due > now then return end
   h.due = 0
-  local all = redis.call('HGETALL', l.key)
+  local all, fields, over = redis.call('HGETALL', l.key), {}, {}
   for i = 1, #all, 2 do
+    fields[all[i]] = all[i + 1]
     if all[i]:sub(1, 2) == 'h:' then
-      local id, o = all[i]:sub(3), unpack_holder(all[i + 1])
+      local o = unpack_holder(all[i + 1])
       if o.state ~= 'pinned' then
-        if o.expires <= now then
-          end_hold(l, id, o, 'e', now)
-          l.changed = true
-          if id == l.id then l.holder, l.ended = nil, 'e' end
-        elseif h.due == 0 or o.expires < h.due then
-          h.due = o.expires
-        end
+        if o.expires <= now then over[#over + 1] = {id = all[i]:sub(3), o = o} else due_at(h, o.expires) end
       end
     end
   end
+  table.sort(over, function(a, b) return a.o.token < b.o.token end)
+  for _, hold in ipairs(over) do
+    l.known[hold.id] = fields['f:' .. hold.id]
+    end_hold(l, hold.id, hold.o, 'e', now)
+    if hold.id == l.id then l.holder, l.ended = nil, 'e' end
+  end
+  l.changed = true
+end
+
+local function handle(keys, first, h)
+  local key = keys[first]
+  return {key = key, queue = keys[first + 1], waiters = keys[first + 2], base = key:sub(1, -6), h = h,
+    writes = {}, known = {}, messages = {}}
 end
 
 -- The lock as one id sees it: header, its own hold, how it ended. nil: no record.
 local function load(keys, first, id, now)
-  local key = keys[first]
-  local raw = redis.call('HMGET', key, '.', 'h:' .. id, 'f:' .. id)
+  local raw = redis.call('HMGET', keys[first], '.', 'h:' .. id, 'f:' .. id)
   if not raw[1] then return nil end
-  local l = {key = key, queue = keys[first + 1], waiters = keys[first + 2], base = key:sub(1, -6), id = id,
-    h = unpack_header(raw[1]), sets = {}, dels = {}, ring = {}, messages = {}}
+  local l = handle(keys, first, unpack_header(raw[1]))
+  l.id = id
   if raw[2] then l.holder = unpack_holder(raw[2]) end
   if raw[3] then
+    l.known[id] = raw[3]
     local till, how = cmsgpack.unpack(raw[3])
     if till > now then l.ended = how end
   end
@@ -198,9 +222,8 @@ local function load_waiter(l, id)
 end
 
 local function dequeue(l, id, m)
-  redis.call('ZREM', l.queue, m)
+  l.h.waiters = math.max(0, l.h.waiters - redis.call('ZREM', l.queue, m))
   redis.call('HDEL', l.waiters, id)
-  l.h.waiters = math.max(0, l.h.waiters - 1)
   l.changed = true
 end
 
@@ -222,15 +245,14 @@ local function enqueue(l, id, ask, now)
   end
   if not w then
     h.seq = math.max(h.seq + 1, now * 1000)
-    h.waiters = h.waiters + 1
     w = {seq = h.seq, priority = ask.priority, permits = ask.permits, mode = ask.mode, delegated = ask.delegated,
       identity = ask.identity, pod = ask.pod}
-    redis.call('ZADD', l.queue, 0, member(w, id))
     tell(l, ':changes', 'queued')
     l.changed = true
   end
+  h.waiters = h.waiters + redis.call('ZADD', l.queue, 0, member(w, id))
   w.deadline = ask.wait < 0 and 0 or now + math.max(1, ask.wait)
-  w.refresh = ask.delegated == 1 and 0 or now + refresh_ms(h)
+  w.refresh = w.delegated == 1 and 0 or now + refresh_ms(h)
   redis.call('HSET', l.waiters, id, pack_waiter(w))
 end
 
@@ -259,7 +281,7 @@ end
 local function fits(h, ask)
   if h.exclusive > 0 then return false end
   if ask.mode == 'x' then return h.used == 0 and h.shared == 0 end
-  if ask.mode == 's' then return h.shared > 0 or h.used < h.permits end
+  if ask.mode == 's' then return h.used < h.permits end
   return h.used + math.min(h.shared, 1) + ask.permits <= h.permits
 end
 
@@ -271,10 +293,6 @@ local function lease_end(h, o, now)
   local till = now + h.lease
   if h.max_hold > 0 then till = math.min(till, o.acquired + h.max_hold) end
   return math.max(o.expires, till)
-end
-
-local function due_at(h, time)
-  if h.due == 0 or time < h.due then h.due = time end
 end
 
 -- Gives permits to one that fits. An offer lasts until its waiter would be given up, at most a lease.
@@ -347,6 +365,11 @@ local function accept(l, o, now)
   l.changed = true
 end
 
+-- Where nothing can be granted to anyone, one that waits keeps its place by asking.
+local function keep_place(l, ask, now)
+  if l.h.waiters > 0 and load_waiter(l, l.id) then enqueue(l, l.id, ask, now) end
+end
+
 local function contend(l, ask, now)
   local h, id = l.h, l.id
   if l.holder then
@@ -361,10 +384,13 @@ local function contend(l, ask, now)
   end
   local gate = open_gate(h.store, now)
   if not gate then
-    if h.waiters > 0 and load_waiter(l, id) then enqueue(l, id, ask, now) end
+    keep_place(l, ask, now)
     return {'gate-closed'}
   end
-  if not next_token(h, gate.epoch) then return {'epoch-exhausted'} end
+  if not next_token(h, gate.epoch) then
+    keep_place(l, ask, now)
+    return {'epoch-exhausted'}
+  end
   local can = open_for_grants(h, gate, now) and fits(h, ask)
   if h.waiters == 0 and can then
     return granted(grant(l, id, ask, gate, now, 'held'), now)
@@ -384,16 +410,29 @@ local function contend(l, ask, now)
   return {'queued', retry_ms(h, now, ask.wait)}
 end
 
+local function whole(arg, low, high)
+  local n = tonumber(arg)
+  if not n or n ~= math.floor(n) or n < low or n > high then
+    error('not a whole number from ' .. low .. ' to ' .. high .. ': ' .. tostring(arg))
+  end
+  return n
+end
+
+-- What is asked for. Any workload may send anything: less than one permit would add to what the others have.
+local function asked(args, first, delegated)
+  local mode = args[first + 1]
+  if mode ~= 'c' and mode ~= 's' and mode ~= 'x' then error('not a mode: ' .. tostring(mode)) end
+  return {mode = mode, permits = mode == 'c' and whole(args[first + 2], 1, 4294967295) or 0,
+    priority = whole(args[first + 3], -2147483648, 2147483647), wait = whole(args[first + 4], -1, 9007199254740992),
+    identity = args[first + 5], pod = args[first + 6], delegated = delegated, deadline = 0}
+end
+
 -- acquire: lock keys; id, mode, permits, priority, wait ms (-1 for ever, 0 not at all), identity, pod uid
 local function acquire(keys, args, first, delegated)
-  local now, id = now_ms(), args[first]
-  local l = load(keys, #keys - 2, id, now)
+  local now, ask = now_ms(), asked(args, first, delegated)
+  local l = load(keys, #keys - 2, args[first], now)
   if not l then return {'unprovisioned'} end
-  local ask = {mode = args[first + 1], permits = tonumber(args[first + 2]), priority = tonumber(args[first + 3]),
-    wait = tonumber(args[first + 4]), identity = args[first + 5], pod = args[first + 6], delegated = delegated, deadline = 0}
-  local reply = contend(l, ask, now)
-  if l.changed then flush(l) end
-  return reply
+  return done(l, contend(l, ask, now))
 end
 
 -- ---------------------------------------------------------------- what a holder calls
@@ -416,14 +455,25 @@ local function renew_one(key, id, now)
     end
     reply = granted(o, now)
   end
-  if l.changed then flush(l) end
-  return reply
+  return done(l, reply)
 end
 
--- renew: record key of each lock; the id in each, in the same order
+-- Calls `f` for one of several locks. A record that can't be read (any tenant can write such a one) must not spoil
+-- the answers of the others: nil; asked for alone, it is an error.
+local function apart(several, f, ...)
+  if not several then return f(...) end
+  local readable, reply = pcall(f, ...)
+  if readable then return reply end
+  if type(reply) == 'table' and not tostring(reply.err):find('WRONGTYPE', 1, true) then error(reply) end
+  return nil
+end
+
+-- renew: record key of each lock; the id in each, in the same order.
 local function renew(keys, args)
   local now, replies = now_ms(), {}
-  for i = 1, #keys do replies[i] = renew_one(keys[i], args[i], now) end
+  for i = 1, #keys do
+    replies[i] = apart(#keys > 1, renew_one, keys[i], args[i], now) or {'unprovisioned'}
+  end
   return replies
 end
 
@@ -440,16 +490,13 @@ local function release(keys, args)
   local now = now_ms()
   local l = load(keys, 1, args[1], now)
   if not l then return {'unprovisioned'} end
-  if l.holder and l.holder.state == 'pinned' then return {'pinned'} end
+  if l.holder and l.holder.state == 'pinned' then return done(l, {'pinned'}) end
   if l.holder then
     finish(l, 'r', now)
     return {'released'}
   end
-  if l.changed then
-    promote(l, open_gate(l.h.store, now), now)
-    flush(l)
-  end
-  return {l.ended and ENDED[l.ended] or 'not-held'}
+  if l.changed then promote(l, open_gate(l.h.store, now), now) end
+  return done(l, {l.ended and ENDED[l.ended] or 'not-held'})
 end
 
 -- cancel: lock keys; id. Whatever became of an acquire, its id holds and waits for nothing afterwards.
@@ -457,7 +504,7 @@ local function cancel(keys, args)
   local now = now_ms()
   local l = load(keys, 1, args[1], now)
   if not l then return {'unprovisioned'} end
-  if l.holder and l.holder.state == 'pinned' then return {'pinned'} end
+  if l.holder and l.holder.state == 'pinned' then return done(l, {'pinned'}) end
   if l.holder then
     finish(l, 'c', now)
   else
@@ -476,7 +523,7 @@ local function each_hold(key, see)
   end
 end
 
--- inspect: lock keys. Changes nothing; a hold whose time is over is left out.
+-- inspect: lock keys. Changes nothing; a hold whose time is over is left out. Waiters come as they are served.
 local function inspect(keys)
   local now = now_ms()
   local raw = redis.call('HGET', keys[1], '.')
@@ -487,10 +534,12 @@ local function inspect(keys)
       holds[#holds + 1] = {id, o.token, o.permits, o.mode, o.state, o.acquired, o.renewed, o.expires, o.identity, o.pod}
     end
   end)
-  local all = redis.call('HGETALL', keys[3])
-  for i = 1, #all, 2 do
-    local w = unpack_waiter(all[i + 1])
-    if not gone(w, now) then waiting[#waiting + 1] = {all[i], w.delegated} end
+  local all, asks = redis.call('HGETALL', keys[3]), {}
+  for i = 1, #all, 2 do asks[all[i]] = unpack_waiter(all[i + 1]) end
+  for _, m in ipairs(redis.call('ZRANGE', keys[2], 0, -1)) do
+    local id = m:sub(28)
+    local w = asks[id]
+    if w and not gone(w, now) then waiting[#waiting + 1] = {id, w.delegated} end
   end
   return {'ok', now, h.lock, h.generation, h.permits, h.lease, h.last, h.sealed, math.max(0, h.not_before - now),
     open_gate(h.store, now) and 1 or 0, holds, waiting}
@@ -565,10 +614,12 @@ local function configure(h, args)
   h.permits, h.lease, h.max_hold = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
 end
 
--- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned.
+-- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned. One that is put back
+-- waits no longer: it would be granted a second time.
 local function put_back(l, args, from, now)
   for i = from, #args, 6 do
     local id = args[i]
+    leave_queue(l, id)
     local raw = redis.call('HGET', l.key, 'h:' .. id)
     if raw then
       local o = unpack_holder(raw)
@@ -590,14 +641,11 @@ local function configure_record(keys, args, now)
   local l = load(keys, 2, '', now)
   local fresh = l == nil
   if l and l.changed then flush(l) end
-  if fresh then
-    l = {key = keys[2], queue = keys[3], waiters = keys[4], base = keys[2]:sub(1, -6), h = new_record(keys, args),
-      sets = {}, dels = {}, ring = {}, messages = {}}
-  end
+  if fresh then l = handle(keys, 2, new_record(keys, args)) end
   local h, tampered = l.h, 0
   configure(h, args)
   local ceiling = tonumber(args[10])
-  if ceiling > 0 and h.last >= ceiling then h.last, tampered = 0, 1 end
+  if ceiling > 0 and h.last >= ceiling then h.last, tampered = ceiling - 1, 1 end
   h.last = math.max(h.last, tonumber(args[8]))
   if tonumber(args[9]) > 0 then h.not_before = math.max(h.not_before, now + tonumber(args[9])) end
   put_back(l, args, 11, now)
@@ -645,19 +693,16 @@ local function pin(keys, args)
   if not l then return {'unprovisioned'} end
   local o = l.holder
   if not o then
-    if l.changed then
-      promote(l, gate, now)
-      flush(l)
-    end
-    return {'lost'}
+    if l.changed then promote(l, gate, now) end
+    return done(l, {'lost'})
   end
   if o.state ~= 'pinned' then
     o.state, o.renewed, o.expires = 'pinned', now, lease_end(l.h, o, now)
     put(l, 'h:' .. l.id, pack_holder(o))
     tell(l, ':changes', 'granted')
-    flush(l)
+    l.changed = true
   end
-  return granted(o, now)
+  return done(l, granted(o, now))
 end
 
 -- free: store key, lock keys; uid, term, id. Ends a hold, pinned or not, after etcd has let it go.
@@ -678,51 +723,59 @@ local function free(keys, args)
   return {'released'}
 end
 
+local function sooner(a, b)
+  return (a == 0 or (b ~= 0 and b < a)) and b or a
+end
+
+-- Gives up the waiters without a sign of life; answers when the next one's time is over, 0: never.
 local function prune(l, now)
-  if l.h.waiters == 0 then return end
+  local due = 0
+  if l.h.waiters == 0 then return due end
   local all = redis.call('HGETALL', l.waiters)
   for i = 1, #all, 2 do
     local w = unpack_waiter(all[i + 1])
-    if gone(w, now) then dequeue(l, all[i], member(w, all[i])) end
+    if gone(w, now) then dequeue(l, all[i], member(w, all[i])) else due = sooner(due, sooner(w.refresh, w.deadline)) end
   end
+  return due
 end
 
--- expire: store key, then lock keys of each lock; uid, term. Replies for each lock the ms until it is due again
--- (-1: nothing is due), or that it has no record.
+local function expire_one(keys, first, gate, now)
+  local l = load(keys, first, '', now)
+  if not l then return 'unprovisioned' end
+  local at = prune(l, now)
+  promote(l, gate, now)
+  at = sooner(at, l.h.due)
+  if l.h.not_before > now then at = sooner(at, l.h.not_before) end
+  return done(l, at == 0 and -1 or at - now)
+end
+
+-- expire: store key, then lock keys of each lock; uid, term. Replies for each lock the ms until it is due again, a
+-- lower bound (-1: nothing is due), or that it has no record.
 local function expire(keys, args)
   local now = now_ms()
   local gate, no = admitted(keys, args, now)
   if not gate then return no end
   local replies = {'ok'}
   for i = 2, #keys, 3 do
-    local l = load(keys, i, '', now)
-    if not l then
-      replies[#replies + 1] = 'unprovisioned'
-    else
-      prune(l, now)
-      promote(l, gate, now)
-      if l.changed then flush(l) end
-      local at = l.h.due
-      if l.h.not_before > now and (at == 0 or l.h.not_before < at) then at = l.h.not_before end
-      replies[#replies + 1] = at == 0 and -1 or at - now
-    end
+    replies[#replies + 1] = apart(#keys > 4, expire_one, keys, i, gate, now) or 'unprovisioned'
   end
   return replies
 end
 
 -- seal: store key, lock keys; uid, term, lock uid. Grants nothing more; direct holders learn it at their next
--- renewal. Replies the last token, the ms until the last direct lease ends, and how many pinned holds are left.
+-- renewal. Replies the last token, the ms until the last direct lease or the quarantine ends, and how many pinned
+-- holds are left.
 local function seal(keys, args)
   local now = now_ms()
   local gate, no = admitted(keys, args, now)
   if not gate then return no end
   local l = load(keys, 2, '', now)
   if not l then return {'unprovisioned'} end
-  if l.h.lock ~= args[3] then return {'other-lock', l.h.lock} end
+  if l.h.lock ~= args[3] then return done(l, {'other-lock', l.h.lock}) end
   if l.h.waiters > 0 then redis.call('DEL', l.queue, l.waiters) end
   l.h.sealed, l.h.waiters = 1, 0
   flush(l)
-  local direct, pinned = 0, 0
+  local direct, pinned = math.max(0, l.h.not_before - now), 0
   each_hold(l.key, function(_, o)
     if o.state == 'pinned' then pinned = pinned + 1 else direct = math.max(direct, o.expires - now) end
   end)
@@ -736,8 +789,10 @@ local function purge(keys, args)
   if not gate then return no end
   local l = load(keys, 2, '', now)
   if not l then return {'ok'} end
-  if l.h.lock ~= args[3] then return {'other-lock', l.h.lock} end
-  if l.h.sealed == 0 or l.h.used + l.h.shared + l.h.exclusive > 0 then return {'held'} end
+  if l.h.lock ~= args[3] then return done(l, {'other-lock', l.h.lock}) end
+  if l.h.sealed == 0 or l.h.not_before > now or l.h.used + l.h.shared + l.h.exclusive > 0 then
+    return done(l, {'held'})
+  end
   redis.call('DEL', l.key, l.queue, l.waiters)
   return {'ok'}
 end

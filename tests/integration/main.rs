@@ -1,1 +1,3 @@
+//! Tests against real servers, in one binary so that they share them.
 
+mod crds;

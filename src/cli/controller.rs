@@ -1,0 +1,176 @@
+//! `leasehold controller`: the controller's process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::net::TcpListener;
+
+use crate::api::{AuthSpec, CONTROLLER_NAME, DEFAULT_STORE, LockStoreSpec, SecretRef, Standalone};
+use crate::controller::{self, Settings};
+use crate::metrics::Metrics;
+use crate::{admin, shutdown, telemetry};
+
+/// Calls to the API server that take longer are given up and tried again.
+const API_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Reconciles locks and claims, and serves their stores.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ControllerArgs {
+    /// Kubeconfig to use; inside a cluster the service account is used, elsewhere $KUBECONFIG or ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Touch only stores with this spec.controllerName.
+    #[arg(long, value_name = "NAME", env = "LEASEHOLD_CONTROLLER_NAME", default_value = CONTROLLER_NAME)]
+    controller_name: String,
+    /// The controller's own namespace, where Secrets of stores are read.
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "LEASEHOLD_NAMESPACE",
+        default_value = "leasehold-system"
+    )]
+    namespace: String,
+    /// Who reports Events: the pod's name.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "LEASEHOLD_INSTANCE",
+        default_value = "leasehold"
+    )]
+    instance: String,
+    /// Where probes and metrics are served.
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:8080")]
+    admin_address: SocketAddr,
+    #[command(flatten)]
+    bootstrap: BootstrapArgs,
+}
+
+/// The LockStore that is created at the start if there is none of its name.
+#[derive(Debug, Clone, clap::Args)]
+struct BootstrapArgs {
+    /// Create a LockStore for this Redis if there is none.
+    #[arg(long, value_name = "HOST:PORT", env = "LEASEHOLD_REDIS_ADDRESS")]
+    redis_address: Option<String>,
+    /// Secret with the keys username (optional) and password.
+    #[arg(long, value_name = "SECRET", requires = "redis_address")]
+    redis_password_secret: Option<String>,
+    /// What the keys in Redis begin with.
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        requires = "redis_address",
+        default_value = "leasehold"
+    )]
+    key_prefix: String,
+    /// The name of the LockStore.
+    #[arg(long, value_name = "NAME", requires = "redis_address", default_value = DEFAULT_STORE)]
+    store_name: String,
+}
+
+impl BootstrapArgs {
+    fn store(self) -> Option<(String, LockStoreSpec)> {
+        let Self {
+            redis_address,
+            redis_password_secret,
+            key_prefix,
+            store_name,
+        } = self;
+        let standalone = Some(Standalone {
+            address: redis_address?,
+            database: 0,
+        });
+        let auth = redis_password_secret.map(|name| AuthSpec {
+            secret_ref: SecretRef { name },
+        });
+        Some((
+            store_name,
+            LockStoreSpec {
+                key_prefix,
+                standalone,
+                auth,
+                ..LockStoreSpec::default()
+            },
+        ))
+    }
+}
+
+/// Runs until asked to end.
+///
+/// # Errors
+/// No configuration for the API server, an address in use, or a loop that failed.
+pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
+    telemetry::start();
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        anyhow::bail!("another TLS provider was installed before");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no async runtime")?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
+    let ControllerArgs {
+        kubeconfig,
+        controller_name,
+        namespace,
+        instance,
+        admin_address,
+        bootstrap,
+    } = args;
+    let shutdown = shutdown::asked().context("no signal handlers")?;
+    let client =
+        Client::try_from(config(kubeconfig).await?).context("no client for the API server")?;
+    let listener = TcpListener::bind(admin_address)
+        .await
+        .with_context(|| format!("cannot listen on {admin_address}"))?;
+    tracing::info!(address = %listener.local_addr().context("no address")?, "serving probes and metrics");
+    let (metrics, readiness) = (Metrics::new(), admin::Readiness::default());
+    let settings = Settings {
+        controller_name,
+        namespace,
+        instance,
+        bootstrap: bootstrap.store(),
+    };
+    let admin = admin::serve(listener, metrics.clone(), readiness.clone());
+    let version = client.clone();
+    let work = async move {
+        version
+            .apiserver_version()
+            .await
+            .context("the API server can't be asked")?;
+        readiness.ready();
+        controller::run(client, settings, metrics, shutdown)
+            .await
+            .context("the controller")
+    };
+    tokio::select! {
+        result = work => result,
+        result = admin => result.context("probes and metrics"),
+    }
+}
+
+async fn config(kubeconfig: Option<PathBuf>) -> anyhow::Result<Config> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .context("the kubeconfig")?
+        }
+        None => Config::infer()
+            .await
+            .context("no kubeconfig and not inside a cluster")?,
+    };
+    config.connect_timeout = Some(API_TIMEOUT);
+    Ok(config)
+}

@@ -1,0 +1,534 @@
+//! What a claim needs next. Pure: values in, a decision out.
+//!
+//! The memory of a claim's walk is its own status, written by compare-and-swap:
+//! `Waiting → Granted(id) → Told(id) → Releasing(id) → Finished`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::pod::Fate;
+use crate::api::condition::{self, reasons, types};
+use crate::api::{
+    ConditionStatus, FINALIZER, LockClaim, LockMode, LockRequest, NodeUnreachablePolicy,
+};
+use crate::lease::{FencingToken, HolderId, Mode};
+
+/// How far a claim has come, as its status says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// In the queue, or before it.
+    Waiting,
+    /// Redis has granted, etcd knows, nobody is told.
+    Granted,
+    /// `Held` is true.
+    Told,
+    /// etcd lets it go; Redis may still hold it.
+    Releasing,
+    /// Over.
+    Finished,
+}
+
+/// Reads the stage from the conditions.
+pub(super) fn stage(claim: &LockClaim) -> Stage {
+    let Some(status) = &claim.status else {
+        return Stage::Waiting;
+    };
+    if condition::is_true(&status.conditions, types::FINISHED) {
+        return Stage::Finished;
+    }
+    match condition::get(&status.conditions, types::HELD) {
+        Some(held) if held.status == ConditionStatus::True => Stage::Told,
+        Some(held) if held.reason == reasons::GRANTED => Stage::Granted,
+        Some(held) if held.reason == reasons::RELEASING => Stage::Releasing,
+        _ => Stage::Waiting,
+    }
+}
+
+/// The attempt that waits or holds now, from 1.
+pub(super) fn attempt(claim: &LockClaim) -> i32 {
+    claim
+        .status
+        .as_ref()
+        .and_then(|status| status.attempt)
+        .unwrap_or(1)
+}
+
+/// The id of an attempt: a restart finds its own.
+pub(super) fn holder_id(claim: &LockClaim) -> Option<HolderId> {
+    let recorded = claim
+        .status
+        .as_ref()
+        .and_then(|status| status.holder_id.clone());
+    let id = recorded
+        .unwrap_or_else(|| format!("{}.{}", claim.uid().unwrap_or_default(), attempt(claim)));
+    HolderId::new(id).ok()
+}
+
+/// Who holds, as people read it.
+pub(super) fn identity(claim: &LockClaim) -> String {
+    match &claim.spec.holder_ref {
+        Some(holder) => format!("pod/{}", holder.name),
+        None => format!("claim/{}", claim.name_any()),
+    }
+}
+
+/// What a request takes: one permit where it says nothing.
+pub(super) fn mode(request: &LockRequest) -> Mode {
+    match (request.mode, request.permits) {
+        (Some(LockMode::Shared), _) => Mode::Shared,
+        (Some(LockMode::Exclusive), _) => Mode::Exclusive,
+        (Some(LockMode::Unknown) | None, permits) => {
+            Mode::Counted(permits.unwrap_or(1).max(1).unsigned_abs())
+        }
+    }
+}
+
+/// The token that etcd has for this claim.
+pub(super) fn recorded_token(claim: &LockClaim) -> Option<FencingToken> {
+    claim
+        .status
+        .as_ref()
+        .and_then(|status| status.fencing_token)
+        .and_then(FencingToken::new)
+}
+
+/// The store as a claim sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Store {
+    /// Its lock is there and its store is open.
+    Open,
+    /// The lock doesn't exist or is being deleted.
+    NoLock,
+    /// The lock's store can't be used now.
+    Closed,
+}
+
+/// Everything a decision needs.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) store: Store,
+    /// `None`: the claim itself holds.
+    pub(super) pod: Option<Fate>,
+    pub(super) node_ready: bool,
+    pub(super) policy: NodeUnreachablePolicy,
+    /// The shorter of the claim's and the lock's bound.
+    pub(super) max_hold: Option<Duration>,
+    pub(super) now: Timestamp,
+}
+
+/// The next step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Our finalizer, before anything is asked in Redis.
+    AddFinalizer,
+    /// Ask in Redis.
+    Contend,
+    /// Make the grant one that time doesn't take, then tell.
+    Pin,
+    /// Let it go in etcd, for this reason.
+    Release(&'static str, String),
+    /// Let it go in Redis, then finish or vanish.
+    Free,
+    /// End without ever having held.
+    Finish(&'static str, String),
+    /// Leave the queue and let the claim go.
+    Withdraw,
+    /// Let the claim go.
+    RemoveFinalizer,
+    /// Its time is over: delete it.
+    Delete,
+    /// The pod has held for too long: evict it. Its hold goes when it has ended.
+    EvictPod,
+    /// Held: keep it, and look again after so long at the latest.
+    Keep(Option<Duration>, Option<(&'static str, String)>),
+    /// Not now: say why, look again.
+    Wait(&'static str, String),
+    /// Nothing until something changes or so long has passed.
+    Rest(Option<Duration>),
+}
+
+/// Decides.
+pub(super) fn plan(claim: &LockClaim, facts: &Facts) -> Step {
+    let deleting = claim.metadata.deletion_timestamp.is_some();
+    let ours = claim
+        .finalizers()
+        .iter()
+        .any(|finalizer| finalizer == FINALIZER);
+    match stage(claim) {
+        Stage::Finished => finished(claim, deleting, ours, facts.now),
+        Stage::Releasing => Step::Free,
+        Stage::Granted | Stage::Told => holding(claim, facts, deleting),
+        Stage::Waiting if deleting && !ours => Step::Rest(None),
+        Stage::Waiting if deleting => Step::Withdraw,
+        Stage::Waiting if !ours => Step::AddFinalizer,
+        Stage::Waiting => waiting(claim, facts),
+    }
+}
+
+fn finished(claim: &LockClaim, deleting: bool, ours: bool, now: Timestamp) -> Step {
+    if ours {
+        return Step::RemoveFinalizer;
+    }
+    let Some(ttl) = claim.ttl_after_finished().filter(|_| !deleting) else {
+        return Step::Rest(None);
+    };
+    let finished = claim
+        .status
+        .as_ref()
+        .and_then(|status| status.finish_time.as_ref());
+    match finished.map(|at| ttl.saturating_sub(since(at.0, now))) {
+        Some(Duration::ZERO) => Step::Delete,
+        Some(left) => Step::Rest(Some(left)),
+        None => Step::Rest(None),
+    }
+}
+
+fn since(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
+}
+
+fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
+    let held_for = claim
+        .status
+        .as_ref()
+        .and_then(|status| status.locks.first());
+    let held_for = held_for.map_or(Duration::ZERO, |lock| since(lock.acquire_time.0, facts.now));
+    let left = facts.max_hold.map(|bound| bound.saturating_sub(held_for));
+    let over = left == Some(Duration::ZERO);
+    let told = |note| {
+        if stage(claim) == Stage::Granted {
+            Step::Pin
+        } else {
+            Step::Keep(left, note)
+        }
+    };
+    match &facts.pod {
+        None if deleting => Step::Release(reasons::RELEASED, "the claim was deleted".into()),
+        None if over => Step::Release(
+            reasons::MAX_HOLD_EXCEEDED,
+            "it has held for maxHoldSeconds".into(),
+        ),
+        None => told(None),
+        Some(Fate::Ended(evidence)) => Step::Release(
+            reasons::HOLDER_ENDED,
+            format!("the pod has ended: {evidence}"),
+        ),
+        Some(Fate::Vanished { settled_in, node }) => vanished(*settled_in, node.as_deref(), facts),
+        Some(Fate::Alive { .. }) if over => Step::EvictPod,
+        Some(Fate::Alive { .. } | Fate::Unknown) if deleting => told(Some((
+            reasons::HELD,
+            "the claim is being deleted; it holds until its pod has ended".into(),
+        ))),
+        Some(Fate::Alive { .. } | Fate::Unknown) => told(None),
+    }
+}
+
+fn vanished(settled_in: Duration, node: Option<&str>, facts: &Facts) -> Step {
+    let gone = "the pod is gone";
+    if settled_in > Duration::ZERO {
+        let note = format!(
+            "{gone}; it is believed to have ended in {} s",
+            settled_in.as_secs() + 1
+        );
+        return Step::Keep(Some(settled_in), Some((reasons::HELD, note)));
+    }
+    match (facts.node_ready, facts.policy) {
+        (true, _) => Step::Release(
+            reasons::HOLDER_ENDED,
+            format!("{gone} and its node is Ready"),
+        ),
+        (false, NodeUnreachablePolicy::Release) => {
+            let note =
+                format!("{gone}, its node can't be asked, and nodeUnreachablePolicy is Release");
+            Step::Release(reasons::HOLDER_UNREACHABLE, note)
+        }
+        (false, NodeUnreachablePolicy::Keep | NodeUnreachablePolicy::Unknown) => {
+            let note = format!(
+                "{gone}, and its node {} can't be asked whether it still runs",
+                node.unwrap_or("?")
+            );
+            Step::Keep(
+                Some(Duration::from_secs(10)),
+                Some((reasons::HOLDER_UNREACHABLE, note)),
+            )
+        }
+    }
+}
+
+/// What is left of the time a claim waits; `None`: for ever.
+pub(super) fn wait_left(claim: &LockClaim, now: Timestamp) -> Option<Duration> {
+    let limit = claim.wait_timeout()?;
+    let started = claim
+        .status
+        .as_ref()
+        .and_then(|status| status.start_time.as_ref());
+    Some(started.map_or(limit, |at| limit.saturating_sub(since(at.0, now))))
+}
+
+fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
+    if let Some(field) = claim.unsupported_value() {
+        let message = format!("{field} has a value that this release doesn't know");
+        return Step::Wait(reasons::UNSUPPORTED_VALUE, message);
+    }
+    match &facts.pod {
+        Some(Fate::Ended(evidence)) => {
+            return Step::Finish(
+                reasons::HOLDER_ENDED,
+                format!("the pod has ended: {evidence}"),
+            );
+        }
+        Some(Fate::Vanished { .. }) => {
+            return Step::Finish(
+                reasons::HOLDER_ENDED,
+                "there is no pod of this name and UID".into(),
+            );
+        }
+        Some(Fate::Unknown) => return Step::Rest(None),
+        Some(Fate::Alive { .. }) | None => {}
+    }
+    let name = claim.lock_names();
+    let at_once = claim.wait_timeout() == Some(Duration::ZERO);
+    let started = claim
+        .status
+        .as_ref()
+        .is_some_and(|status| status.start_time.is_some());
+    let over = started && wait_left(claim, facts.now) == Some(Duration::ZERO);
+    match facts.store {
+        Store::NoLock if at_once => Step::Finish(
+            reasons::LOCK_NOT_FOUND,
+            format!("there is no DistributedLock {name}"),
+        ),
+        Store::NoLock | Store::Closed if over && !at_once => Step::Finish(
+            reasons::WAIT_TIMEOUT,
+            "it was not granted within waitTimeoutSeconds".into(),
+        ),
+        Store::NoLock => Step::Wait(
+            reasons::LOCK_NOT_FOUND,
+            format!("there is no DistributedLock {name} yet; create it"),
+        ),
+        Store::Closed => Step::Wait(
+            reasons::STORE_NOT_READY,
+            "the lock's store is not Ready".into(),
+        ),
+        Store::Open => Step::Contend,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{HolderKind, HolderRef, LockClaimSpec, LockClaimStatus, time};
+
+    fn claim(pod: bool, held: Option<(bool, &str)>) -> LockClaim {
+        let mut spec = LockClaimSpec::for_lock("a");
+        if pod {
+            let (name, uid) = ("p".into(), "u".into());
+            spec.holder_ref = Some(HolderRef {
+                api_group: String::new(),
+                kind: HolderKind::Pod,
+                name,
+                uid,
+            });
+        }
+        let mut claim = LockClaim::new("c", spec);
+        claim.metadata.finalizers = Some(vec![FINALIZER.into()]);
+        let mut status = LockClaimStatus {
+            start_time: Some(time::seconds(at(0))),
+            ..Default::default()
+        };
+        if let Some((is, reason)) = held {
+            condition::set(
+                &mut status.conditions,
+                types::HELD,
+                is,
+                reason,
+                "",
+                None,
+                at(0),
+            );
+        }
+        claim.status = Some(status);
+        claim
+    }
+
+    fn deleted(mut claim: LockClaim) -> LockClaim {
+        claim.metadata.deletion_timestamp = Some(time::seconds(at(0)));
+        claim
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn facts(pod: Option<Fate>) -> Facts {
+        Facts {
+            store: Store::Open,
+            pod,
+            node_ready: true,
+            policy: NodeUnreachablePolicy::Keep,
+            max_hold: None,
+            now: at(100),
+        }
+    }
+
+    const TOLD: Option<(bool, &str)> = Some((true, "Held"));
+
+    fn alive() -> Option<Fate> {
+        Some(Fate::Alive { node: None })
+    }
+
+    #[test]
+    fn the_walk_is_read_from_the_conditions() {
+        assert_eq!(stage(&claim(false, None)), Stage::Waiting);
+        assert_eq!(
+            stage(&claim(false, Some((false, "Waiting")))),
+            Stage::Waiting
+        );
+        assert_eq!(
+            stage(&claim(false, Some((false, "Granted")))),
+            Stage::Granted
+        );
+        assert_eq!(stage(&claim(false, TOLD)), Stage::Told);
+        assert_eq!(
+            stage(&claim(false, Some((false, "Releasing")))),
+            Stage::Releasing
+        );
+    }
+
+    #[test]
+    fn deleting_a_claim_releases_what_it_holds_but_not_what_its_running_pod_holds() {
+        assert!(matches!(
+            plan(&deleted(claim(false, TOLD)), &facts(None)),
+            Step::Release(..)
+        ));
+        assert!(matches!(
+            plan(&deleted(claim(true, TOLD)), &facts(alive())),
+            Step::Keep(..)
+        ));
+        let ended = facts(Some(Fate::Ended("x")));
+        assert!(matches!(
+            plan(&deleted(claim(true, TOLD)), &ended),
+            Step::Release(..)
+        ));
+    }
+
+    #[test]
+    fn a_grant_is_pinned_before_it_is_told() {
+        assert_eq!(
+            plan(&claim(false, Some((false, "Granted"))), &facts(None)),
+            Step::Pin
+        );
+    }
+
+    #[test]
+    fn a_vanished_pod_keeps_its_hold_unless_node_or_policy_let_it_go() {
+        let gone = |left: u64| {
+            Some(Fate::Vanished {
+                settled_in: Duration::from_secs(left),
+                node: None,
+            })
+        };
+        assert!(matches!(
+            plan(&claim(true, TOLD), &facts(gone(9))),
+            Step::Keep(..)
+        ));
+        assert!(matches!(
+            plan(&claim(true, TOLD), &facts(gone(0))),
+            Step::Release(..)
+        ));
+        let unreachable = Facts {
+            node_ready: false,
+            ..facts(gone(0))
+        };
+        let kept = plan(&claim(true, TOLD), &unreachable);
+        assert!(matches!(
+            kept,
+            Step::Keep(_, Some((reasons::HOLDER_UNREACHABLE, _)))
+        ));
+        let release = Facts {
+            policy: NodeUnreachablePolicy::Release,
+            ..unreachable
+        };
+        assert!(matches!(
+            plan(&claim(true, TOLD), &release),
+            Step::Release(..)
+        ));
+    }
+
+    #[test]
+    fn the_bound_on_a_hold_takes_a_claims_own_hold_and_evicts_a_pod() {
+        let mut bound = facts(None);
+        bound.max_hold = Some(Duration::from_secs(10));
+        let mut held = claim(false, TOLD);
+        let lock = crate::api::ClaimedLock {
+            name: "a".into(),
+            fencing_token: 1,
+            acquire_time: time::micros(at(95)),
+            expire_time: None,
+        };
+        held.status.as_mut().unwrap().locks.push(lock);
+        assert_eq!(
+            plan(&held, &bound),
+            Step::Keep(Some(Duration::from_secs(5)), None)
+        );
+        bound.now = at(105);
+        assert!(matches!(
+            plan(&held, &bound),
+            Step::Release(reasons::MAX_HOLD_EXCEEDED, _)
+        ));
+        held.spec.holder_ref = claim(true, None).spec.holder_ref;
+        bound.pod = alive();
+        assert_eq!(plan(&held, &bound), Step::EvictPod);
+    }
+
+    #[test]
+    fn a_claim_without_its_lock_waits_and_one_that_would_not_wait_ends() {
+        let no_lock = Facts {
+            store: Store::NoLock,
+            ..facts(None)
+        };
+        assert!(matches!(
+            plan(&claim(false, None), &no_lock),
+            Step::Wait(reasons::LOCK_NOT_FOUND, _)
+        ));
+        let mut impatient = claim(false, None);
+        impatient.spec.wait_timeout_seconds = Some(0);
+        assert!(matches!(
+            plan(&impatient, &no_lock),
+            Step::Finish(reasons::LOCK_NOT_FOUND, _)
+        ));
+        impatient.spec.wait_timeout_seconds = Some(30);
+        assert!(matches!(
+            plan(&impatient, &no_lock),
+            Step::Finish(reasons::WAIT_TIMEOUT, _)
+        ));
+    }
+
+    #[test]
+    fn a_finished_claim_lets_go_of_its_finalizer_and_is_deleted_after_its_ttl() {
+        let mut done = claim(false, None);
+        let status = done.status.as_mut().unwrap();
+        condition::set(
+            &mut status.conditions,
+            types::FINISHED,
+            true,
+            "Released",
+            "",
+            None,
+            at(0),
+        );
+        status.finish_time = Some(time::seconds(at(50)));
+        assert_eq!(plan(&done, &facts(None)), Step::RemoveFinalizer);
+        done.metadata.finalizers = None;
+        assert_eq!(plan(&done, &facts(None)), Step::Rest(None));
+        done.spec.ttl_seconds_after_finished = Some(60);
+        assert_eq!(
+            plan(&done, &facts(None)),
+            Step::Rest(Some(Duration::from_secs(10)))
+        );
+        done.spec.ttl_seconds_after_finished = Some(50);
+        assert_eq!(plan(&done, &facts(None)), Step::Delete);
+    }
+}

@@ -1,0 +1,175 @@
+//! Whether a pod has ended: the evidence that lets its hold go. Pure.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+
+/// After its grace period, a pod that is gone without evidence is believed to have ended so long later, where its
+/// node is Ready: the kubelet has had the time to stop it.
+const SETTLE: Duration = Duration::from_secs(30);
+/// The grace period of a pod that names none, in seconds.
+const DEFAULT_GRACE: i64 = 30;
+
+/// What is known of the pod that a claim names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Not looked at yet.
+    Unknown,
+    /// There, and not ended.
+    Alive {
+        /// Its node, once it has one.
+        node: Option<String>,
+    },
+    /// Ended for certain; the text says by what evidence.
+    Ended(&'static str),
+    /// Gone, and nothing shows that its containers have stopped.
+    Vanished {
+        /// Until it may be believed to have ended, where its node is Ready.
+        settled_in: Duration,
+        /// Its node, if it was seen.
+        node: Option<String>,
+    },
+}
+
+/// Judges from the pod as last seen, and since when it is absent.
+pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>) -> Fate {
+    if let Some(evidence) = last.and_then(evidence) {
+        return Fate::Ended(evidence);
+    }
+    let node = last
+        .and_then(|pod| pod.spec.as_ref())
+        .and_then(|spec| spec.node_name.clone());
+    match (last, absent_for) {
+        (Some(_), None) => Fate::Alive { node },
+        (Some(_), Some(_)) if node.is_none() => Fate::Ended("it was never bound to a node"),
+        (_, Some(absent)) => Fate::Vanished {
+            settled_in: (grace(last) + SETTLE).saturating_sub(absent),
+            node,
+        },
+        (None, None) => Fate::Unknown,
+    }
+}
+
+fn evidence(pod: &Pod) -> Option<&'static str> {
+    let status = pod.status.as_ref()?;
+    match status.phase.as_deref() {
+        Some("Succeeded") => return Some("its phase is Succeeded"),
+        Some("Failed") => return Some("its phase is Failed"),
+        _ => {}
+    }
+    let spec = pod.spec.as_ref()?;
+    let never = spec.restart_policy.as_deref() == Some("Never");
+    let statuses = status.container_statuses.as_deref().unwrap_or_default();
+    let terminated = statuses.iter().filter(|c| {
+        c.state
+            .as_ref()
+            .is_some_and(|state| state.terminated.is_some())
+    });
+    let all = !spec.containers.is_empty() && terminated.count() == spec.containers.len();
+    (never && all).then_some("all its containers have terminated and restartPolicy is Never")
+}
+
+fn grace(pod: Option<&Pod>) -> Duration {
+    let deleted = pod.and_then(|pod| pod.metadata.deletion_grace_period_seconds);
+    let spec = pod
+        .and_then(|pod| pod.spec.as_ref())
+        .and_then(|spec| spec.termination_grace_period_seconds);
+    let seconds = deleted
+        .or(spec)
+        .unwrap_or(DEFAULT_GRACE)
+        .max(spec.unwrap_or(0));
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(restart: &str, phase: &str, terminated: &[bool], node: Option<&str>) -> Pod {
+        let state = |over: &bool| {
+            if *over {
+                json!({"terminated": {"exitCode": 1}})
+            } else {
+                json!({"running": {}})
+            }
+        };
+        let statuses: Vec<_> = terminated
+            .iter()
+            .map(|over| json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state(over)}))
+            .collect();
+        let containers: Vec<_> = terminated.iter().map(|_| json!({"name": "c"})).collect();
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "uid": "u"},
+            "spec": {"containers": containers, "restartPolicy": restart, "nodeName": node},
+            "status": {"phase": phase, "containerStatuses": statuses},
+        }))
+        .unwrap()
+    }
+
+    fn fate(pod: &Pod, absent: Option<u64>) -> Fate {
+        judge(Some(pod), absent.map(Duration::from_secs))
+    }
+
+    #[test]
+    fn terminated_containers_end_a_pod_only_if_none_restarts() {
+        assert!(matches!(
+            fate(&pod("Never", "Running", &[true, true], Some("n")), None),
+            Fate::Ended(_)
+        ));
+        assert!(matches!(
+            fate(&pod("Never", "Running", &[true, false], Some("n")), None),
+            Fate::Alive { .. }
+        ));
+        assert!(matches!(
+            fate(&pod("Always", "Running", &[true], Some("n")), None),
+            Fate::Alive { .. }
+        ));
+        assert!(matches!(
+            fate(&pod("Always", "Succeeded", &[], Some("n")), None),
+            Fate::Ended(_)
+        ));
+    }
+
+    #[test]
+    fn absence_alone_is_no_evidence() {
+        let running = pod("Always", "Running", &[false], Some("n"));
+        let node = Some("n".to_owned());
+        assert_eq!(
+            fate(&running, Some(0)),
+            Fate::Vanished {
+                settled_in: Duration::from_secs(60),
+                node: node.clone()
+            }
+        );
+        assert_eq!(
+            fate(&running, Some(100)),
+            Fate::Vanished {
+                settled_in: Duration::ZERO,
+                node
+            }
+        );
+        let unseen = Fate::Vanished {
+            settled_in: Duration::from_secs(60),
+            node: None,
+        };
+        assert_eq!(judge(None, Some(Duration::ZERO)), unseen);
+        assert_eq!(judge(None, None), Fate::Unknown);
+    }
+
+    #[test]
+    fn a_pod_that_never_had_a_node_has_ended_when_it_is_gone() {
+        let pending = pod("Always", "Pending", &[], None);
+        assert_eq!(fate(&pending, None), Fate::Alive { node: None });
+        assert!(matches!(fate(&pending, Some(0)), Fate::Ended(_)));
+    }
+
+    #[test]
+    fn evidence_outlives_the_pod() {
+        assert!(matches!(
+            fate(&pod("Never", "Failed", &[], Some("n")), Some(0)),
+            Fate::Ended(_)
+        ));
+    }
+}

@@ -1,0 +1,73 @@
+//! Kubernetes Events: one per change, never per renewal.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource};
+use tracing::warn;
+
+/// Publishes Events; a failure is logged, for nothing depends on one.
+#[derive(Clone)]
+pub(super) struct Events(Arc<Recorder>);
+
+impl Events {
+    /// Reports as this controller.
+    pub(super) fn new(client: Client, controller: &str, instance: &str) -> Self {
+        let reporter = Reporter {
+            controller: controller.into(),
+            instance: Some(instance.into()),
+        };
+        Self(Arc::new(Recorder::new(client, reporter)))
+    }
+
+    /// Something changed as wanted.
+    pub(super) async fn normal<K: Resource<DynamicType = ()>>(
+        &self,
+        on: &K,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        self.publish(EventType::Normal, &on.object_ref(&()), reason, action, note)
+            .await;
+    }
+
+    /// Something needs a look.
+    pub(super) async fn warning<K: Resource<DynamicType = ()>>(
+        &self,
+        on: &K,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        self.publish(
+            EventType::Warning,
+            &on.object_ref(&()),
+            reason,
+            action,
+            note,
+        )
+        .await;
+    }
+
+    async fn publish(
+        &self,
+        type_: EventType,
+        on: &ObjectReference,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        let event = Event {
+            type_,
+            reason: reason.into(),
+            note: Some(note),
+            action: action.into(),
+            secondary: None,
+        };
+        if let Err(error) = self.0.publish(&event, on).await {
+            warn!(reason, %error, "an Event was not recorded");
+        }
+    }
+}

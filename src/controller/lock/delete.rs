@@ -1,0 +1,184 @@
+//! A lock that is being deleted: sealed, waited for, its last token kept, then forgotten.
+//!
+//! # Sequence
+//! 1. `seal` in Redis: nothing is granted any more, direct holders learn it at their next renewal;
+//! 2. wait until direct leases are over and delegated holders have ended;
+//! 3. `LockStore.status.tokenFloor` is raised to the last token;
+//! 4. `purge` in Redis;
+//! 5. our finalizer goes.
+//!
+//! Each step is decided again from Redis and etcd, so a crash between two of them repeats the first of them. After
+//! 3 a lock of the same name starts above every token of this one, whatever becomes of its record.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+use tracing::{info, warn};
+
+use super::status::Readiness;
+use super::{Accepted, SLOW_LOOK, SOON, accept, observe, report, settle};
+use crate::api::condition::{self, reasons, types};
+use crate::api::{DistributedLock, FINALIZER, LockStore};
+use crate::controller::writes::{api_of, is_conflict, is_not_found, replace_status, set_finalizer};
+use crate::controller::{Context, Error, OpenStore};
+use crate::lease::LockKey;
+use crate::store::{Refusal, Sealed};
+
+/// How soon a deletion that waits for holders is looked at again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) async fn reconcile(
+    ctx: &std::sync::Arc<Context>,
+    lock: &DistributedLock,
+    key: &LockKey,
+) -> Result<Action, Error> {
+    if !lock
+        .finalizers()
+        .iter()
+        .any(|finalizer| finalizer == FINALIZER)
+    {
+        ctx.forget_lock(key);
+        return Ok(Action::await_change());
+    }
+    let provisioned = lock
+        .status
+        .as_ref()
+        .is_some_and(|s| condition::is_true(&s.conditions, types::PROVISIONED));
+    if !provisioned {
+        return let_go(ctx, lock, key).await;
+    }
+    match accept(ctx, lock).await? {
+        Accepted::Open(open) => seal(ctx, lock, key, &open).await,
+        Accepted::NotOurs => Ok(Action::requeue(SLOW_LOOK)),
+        Accepted::No(readiness) => without_store(ctx, lock, key, readiness).await,
+    }
+}
+
+async fn seal(
+    ctx: &std::sync::Arc<Context>,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+) -> Result<Action, Error> {
+    let uid = lock.uid().unwrap_or_default();
+    let sealed = match open.control.seal(key, &uid).await? {
+        Ok(sealed) => sealed,
+        Err(Refusal::OtherLock(_)) => return let_go(ctx, lock, key).await,
+        // Its record was lost: first it is made again, so that its leases are waited for and its tokens kept.
+        Err(Refusal::Unprovisioned) => {
+            return match observe(ctx, lock, key, open).await? {
+                super::Observed::Record(due, record) => {
+                    settle(ctx, lock, key, open, due, record).await
+                }
+                super::Observed::GateClosed => Ok(Action::requeue(SOON)),
+            };
+        }
+        Err(refusal) => {
+            info!(%key, %refusal, "not sealed now");
+            return Ok(Action::requeue(SOON));
+        }
+    };
+    let Sealed {
+        last,
+        direct,
+        pinned,
+    } = sealed;
+    if pinned > 0 {
+        let message = format!("it is being deleted and waits for {pinned} claims that hold it");
+        let record = open.control.store().inspect(key).await?;
+        report(
+            ctx,
+            lock,
+            record.as_ref(),
+            &Readiness::not(reasons::DELETING, message),
+        )
+        .await?;
+        return Ok(Action::requeue(PATIENCE));
+    }
+    if direct > Duration::ZERO {
+        let message = format!(
+            "it is being deleted; its last lease ends within {} s",
+            direct.as_secs() + 1
+        );
+        let record = open.control.store().inspect(key).await?;
+        report(
+            ctx,
+            lock,
+            record.as_ref(),
+            &Readiness::not(reasons::DELETING, message),
+        )
+        .await?;
+        return Ok(Action::requeue(direct.min(PATIENCE)));
+    }
+    raise_token_floor(ctx, lock.store_name(), last).await?;
+    match open.control.purge(key, &uid).await? {
+        Ok(()) | Err(Refusal::OtherLock(_)) => let_go(ctx, lock, key).await,
+        Err(refusal) => {
+            info!(%key, %refusal, "not purged now");
+            Ok(Action::requeue(SOON))
+        }
+    }
+}
+
+/// The store can't be asked. A namespace that goes, and a store that is gone, are not waited for: the record stays
+/// in Redis, if that still exists, and the next lock of this name goes on above its last token.
+async fn without_store(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    readiness: Readiness,
+) -> Result<Action, Error> {
+    let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
+    let namespace = namespaces
+        .get_opt(&lock.namespace().unwrap_or_default())
+        .await?;
+    let leaving = namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some());
+    if leaving || readiness.reason == reasons::STORE_NOT_FOUND {
+        warn!(%key, reason = readiness.reason, "deleted without its store");
+        let known = lock
+            .status
+            .as_ref()
+            .and_then(|status| status.fencing_token)
+            .unwrap_or(0);
+        raise_token_floor(ctx, lock.store_name(), known).await?;
+        return let_go(ctx, lock, key).await;
+    }
+    let message = format!("it is being deleted, but {}", readiness.message);
+    report(ctx, lock, None, &Readiness::not(readiness.reason, message)).await?;
+    Ok(Action::requeue(PATIENCE))
+}
+
+/// Keeps the last token of a lock that goes, in etcd and in this process.
+async fn raise_token_floor(ctx: &Context, name: &str, last: i64) -> Result<(), Error> {
+    let api: Api<LockStore> = Api::all(ctx.client.clone());
+    loop {
+        let Some(mut store) = api.get_opt(name).await? else {
+            return Ok(());
+        };
+        let status = store.status.get_or_insert_default();
+        if status.token_floor >= Some(last) || last == 0 {
+            break;
+        }
+        status.token_floor = Some(last);
+        match replace_status(&api, &store).await {
+            Ok(_) => break,
+            Err(error) if is_conflict(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    ctx.stores.raise_token_floor(name, last);
+    Ok(())
+}
+
+async fn let_go(ctx: &Context, lock: &DistributedLock, key: &LockKey) -> Result<Action, Error> {
+    match set_finalizer(&api_of(&ctx.client, lock), lock, false).await {
+        Ok(_) => {}
+        Err(error) if is_not_found(&error) => {}
+        Err(error) => return Err(error.into()),
+    }
+    ctx.forget_lock(key);
+    ctx.triggers.claims_of(ctx, key);
+    Ok(Action::await_change())
+}

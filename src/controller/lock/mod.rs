@@ -1,0 +1,502 @@
+//! The loop of `DistributedLock`: observe, plan, apply, report.
+
+mod delete;
+mod plan;
+mod status;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::ListParams;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use tracing::{info, warn};
+
+use super::claim::{claim_of_id, records, rejoin, remembered};
+use super::stores::{OpenStore, StoreState};
+use super::writes::{api_of, replace_status, set_finalizer};
+use super::{Context, Error};
+use crate::api::condition::{self, reasons, types};
+use crate::api::{DistributedLock, DistributedLockStatus, FINALIZER, LockClaim, LockStore};
+use crate::lease::{Epoch, HolderId, LockKey};
+use crate::store::{Due, HoldState, Inspection};
+use plan::Step;
+use status::{Readiness, Write};
+
+pub(super) use plan::{provision, quarantine};
+
+/// A lock is looked at so often even if nothing seems to happen, since a message may be lost.
+const SLOW_LOOK: Duration = Duration::from_secs(10);
+/// How soon a lock is looked at again that waits for its store or a budget.
+const SOON: Duration = Duration::from_millis(250);
+
+/// What is kept of a lock between two looks. Losing it costs a write, nothing else.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// When its status was last written.
+    written: Option<Instant>,
+    /// When a lower lease length was first seen, to lower what etcd remembers one old lease later.
+    lowered: Option<Instant>,
+    /// The epoch in which the record was first missed.
+    missed_in: Option<Epoch>,
+    /// This process has just written to etcd that there will be a record, and has not yet asked Redis for it: a
+    /// missing record is not a lost one. After a crash it is taken for lost, which costs a wait.
+    first: bool,
+}
+
+/// One look at a lock.
+pub(super) async fn reconcile(
+    lock: Arc<DistributedLock>,
+    ctx: Arc<Context>,
+) -> Result<Action, Error> {
+    let _timer = ctx.metrics.reconcile("DistributedLock");
+    let namespace = lock.namespace().unwrap_or_default();
+    let Ok(key) = LockKey::new(&namespace, &lock.name_any()) else {
+        return Ok(Action::await_change());
+    };
+    if lock.metadata.deletion_timestamp.is_some() {
+        return delete::reconcile(&ctx, &lock, &key).await;
+    }
+    let open = match accept(&ctx, &lock).await? {
+        Accepted::Open(open) => open,
+        Accepted::NotOurs => return Ok(Action::requeue(Duration::from_secs(300))),
+        Accepted::No(readiness) => {
+            report(&ctx, &lock, None, &readiness).await?;
+            return Ok(Action::requeue(SLOW_LOOK));
+        }
+    };
+    if !lock
+        .finalizers()
+        .iter()
+        .any(|finalizer| finalizer == FINALIZER)
+    {
+        set_finalizer(&api_of(&ctx.client, &*lock), &*lock, true).await?;
+        return Ok(Action::await_change());
+    }
+    match observe(&ctx, &lock, &key, &open).await? {
+        Observed::GateClosed => Ok(Action::requeue(SOON)),
+        Observed::Record(due, record) => settle(&ctx, &lock, &key, &open, due, record).await,
+    }
+}
+
+enum Accepted {
+    Open(OpenStore),
+    No(Readiness),
+    /// Its store belongs to another controller: no word of ours in its status.
+    NotOurs,
+}
+
+async fn accept(ctx: &Context, lock: &DistributedLock) -> Result<Accepted, Error> {
+    if let Some(field) = lock.unsupported_value() {
+        let message = format!("{field} has a value that this release doesn't know");
+        return Ok(Accepted::No(Readiness::not(
+            reasons::UNSUPPORTED_VALUE,
+            message,
+        )));
+    }
+    let name = lock.store_name();
+    let Some(state) = ctx.stores.state(name) else {
+        let stores: Api<LockStore> = Api::all(ctx.client.clone());
+        return Ok(match stores.get_opt(name).await? {
+            Some(other) if other.spec.controller_name != ctx.settings.controller_name => {
+                Accepted::NotOurs
+            }
+            Some(_) => Accepted::No(Readiness::not(
+                reasons::STORE_NOT_READY,
+                format!("the LockStore {name} starts"),
+            )),
+            None => {
+                let message = format!(
+                    "there is no LockStore {name}; create it, or name another in storeName"
+                );
+                Accepted::No(Readiness::not(reasons::STORE_NOT_FOUND, message))
+            }
+        });
+    };
+    match state {
+        StoreState::NotReady { reason, message } => {
+            let message = format!("the LockStore {name} is not Ready ({reason}): {message}");
+            Ok(Accepted::No(Readiness::not(
+                reasons::STORE_NOT_READY,
+                message,
+            )))
+        }
+        StoreState::Ready(open) if !allowed(ctx, lock, &open.object).await? => {
+            let message = format!(
+                "the LockStore {name} doesn't allow this namespace; see its allowedNamespaces"
+            );
+            Ok(Accepted::No(Readiness::not(
+                reasons::NAMESPACE_NOT_ALLOWED,
+                message,
+            )))
+        }
+        StoreState::Ready(open) => Ok(Accepted::Open(open)),
+    }
+}
+
+async fn allowed(ctx: &Context, lock: &DistributedLock, store: &LockStore) -> Result<bool, Error> {
+    if store.spec.allowed_namespaces == crate::api::AllowedNamespaces::default() {
+        return Ok(true);
+    }
+    let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
+    let namespace = namespaces
+        .get(&lock.namespace().unwrap_or_default())
+        .await?;
+    Ok(store.allows_namespace(namespace.labels()))
+}
+
+enum Observed {
+    GateClosed,
+    Record(Due, Option<Inspection>),
+}
+
+/// Ends what is over, then reads. Holds kept here are renewed right before their expiry is published.
+async fn observe(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+) -> Result<Observed, Error> {
+    let due = match open.control.expire(std::slice::from_ref(key)).await? {
+        Ok(mut dues) => dues.pop().unwrap_or(Due::Nothing),
+        Err(refusal) => {
+            info!(%key, %refusal, "the store is not open for this lock now");
+            return Ok(Observed::GateClosed);
+        }
+    };
+    let Some(record) = open.control.store().inspect(key).await? else {
+        return Ok(Observed::Record(Due::Unprovisioned, None));
+    };
+    let kept = ctx.renewals.holds_of(key);
+    let published = lock.status.clone().unwrap_or_default();
+    let stands = status::when(
+        &published,
+        &published,
+        None,
+        lock.lease_duration(),
+        Some(record.now),
+    );
+    if kept.is_empty() || !matches!(stands, Write::After(wait) if wait <= status::MIN_INTERVAL) {
+        return Ok(Observed::Record(due, Some(record)));
+    }
+    open.control.store().renew(&kept).await?;
+    Ok(Observed::Record(
+        due,
+        open.control.store().inspect(key).await?,
+    ))
+}
+
+async fn settle(
+    ctx: &Arc<Context>,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+    due: Due,
+    record: Option<Inspection>,
+) -> Result<Action, Error> {
+    let missed_in = note_missing(ctx, key, record.is_none(), open.epoch);
+    let step = plan::plan(lock, record.as_ref(), open.epoch, missed_in);
+    match step {
+        Step::Remember { longest } => {
+            remember(ctx, lock, key, longest).await?;
+            return Ok(Action::await_change());
+        }
+        Step::Provision => {
+            let wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
+            return apply(ctx, lock, key, open, &wanted).await;
+        }
+        Step::Recover => return recover(ctx, lock, key, open).await,
+        Step::Outgrow(epoch) => {
+            ctx.stores.outgrow(lock.store_name(), epoch);
+            let why = "its record in Redis was lost; it is made again with a new epoch";
+            report(ctx, lock, None, &Readiness::not(reasons::RECORD_LOST, why)).await?;
+            return Ok(Action::requeue(SOON));
+        }
+        Step::Nothing => {}
+    }
+    let Some(record) = record else {
+        return Ok(Action::requeue(SOON));
+    };
+    if record.last > 0
+        && crate::lease::FencingToken::new(record.last).is_some_and(|t| t.past_half())
+    {
+        ctx.stores.outgrow(lock.store_name(), open.epoch);
+    }
+    wake_offered(ctx, &record);
+    free_orphans(ctx, lock, key, open, &record).await?;
+    let report = report(ctx, lock, Some(&record), &readiness(&record)).await?;
+    lower_longest(ctx, lock, key).await?;
+    let next = match due {
+        Due::In(time) => time.max(Duration::from_millis(1)),
+        Due::Nothing | Due::Unprovisioned => SLOW_LOOK,
+    };
+    Ok(Action::requeue(next.min(report).min(SLOW_LOOK)))
+}
+
+fn readiness(record: &Inspection) -> Readiness {
+    let mut readiness = Readiness::ready();
+    if record.quarantine > 0 {
+        readiness.message =
+            "grants nothing until no lease of before the loss can be believed".into();
+    }
+    readiness
+}
+
+/// A missing record was lost in the epoch in force when it was first missed, unless it is yet to be made.
+fn note_missing(ctx: &Context, key: &LockKey, missing: bool, epoch: Epoch) -> Option<Epoch> {
+    ctx.with_memory(key, |memory| {
+        if !missing {
+            (memory.missed_in, memory.first) = (None, false);
+        } else if !memory.first {
+            memory.missed_in.get_or_insert(epoch);
+        }
+        memory.missed_in
+    })
+}
+
+/// Writes to etcd what must stand there before Redis hears of it.
+async fn remember(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    longest: i32,
+) -> Result<(), Error> {
+    let mut wanted = lock.clone();
+    let generation = lock.metadata.generation;
+    let status = wanted.status.get_or_insert_default();
+    status.longest_lease_seconds = Some(longest);
+    let first = !condition::is_true(&status.conditions, types::PROVISIONED);
+    if first {
+        let message = "it has a record in Redis: one that is missing was lost";
+        let (type_, reason) = (types::PROVISIONED, reasons::PROVISIONED);
+        condition::set(
+            &mut status.conditions,
+            type_,
+            true,
+            reason,
+            message,
+            generation,
+            Timestamp::now(),
+        );
+    }
+    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    ctx.with_memory(key, |memory| memory.first = first);
+    Ok(())
+}
+
+/// The longest lease is lowered one old lease after the spec was.
+async fn lower_longest(ctx: &Context, lock: &DistributedLock, key: &LockKey) -> Result<(), Error> {
+    let old = lock.longest_lease();
+    if old <= lock.lease_duration() {
+        ctx.with_memory(key, |memory| memory.lowered = None);
+        return Ok(());
+    }
+    let since = ctx.with_memory(key, |memory| {
+        *memory.lowered.get_or_insert_with(Instant::now)
+    });
+    if since.elapsed() > quarantine(lock) {
+        let mut wanted = lock.clone();
+        let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
+        wanted.status.get_or_insert_default().longest_lease_seconds = Some(lease);
+        replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    }
+    Ok(())
+}
+
+async fn apply(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+    wanted: &crate::store::Provision,
+) -> Result<Action, Error> {
+    let first = ctx.with_memory(key, |memory| std::mem::take(&mut memory.first));
+    match open.control.provision(key, wanted).await? {
+        Ok(done) => {
+            if done.tampered {
+                let note =
+                    "its record had a token that was never granted; it was put back".to_owned();
+                ctx.events
+                    .warning(lock, "RecordTampered", "Provision", note)
+                    .await;
+            }
+            info!(%key, fresh = done.fresh, "provisioned");
+            ctx.triggers.claims_of(ctx, key);
+            Ok(Action::requeue(Duration::from_millis(1)))
+        }
+        Err(refusal) => {
+            info!(%key, %refusal, "not provisioned now");
+            ctx.with_memory(key, |memory| memory.first = first);
+            Ok(Action::requeue(SOON))
+        }
+    }
+}
+
+/// Makes a lost record again, in an epoch that it can't have granted in: with every delegated hold that etcd
+/// remembers, and without a grant until no direct lease of before can be believed.
+async fn recover(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+) -> Result<Action, Error> {
+    let claims = listed_claims(ctx, lock).await?;
+    let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
+    wanted.quarantine = quarantine(lock);
+    wanted.holds = claims
+        .iter()
+        .filter_map(|claim| remembered(claim, key))
+        .collect();
+    let note = format!(
+        "its record in Redis was lost; {} delegated holds are put back",
+        wanted.holds.len()
+    );
+    let action = apply(ctx, lock, key, open, &wanted).await?;
+    rejoin(&open.control, key, &claims).await?;
+    warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
+    ctx.events
+        .warning(lock, reasons::RECORD_LOST, "Provision", note)
+        .await;
+    Ok(action)
+}
+
+/// The claims of a lock's namespace, from a quorum of etcd.
+async fn listed_claims(ctx: &Context, lock: &DistributedLock) -> Result<Vec<LockClaim>, Error> {
+    let namespace = lock.namespace().unwrap_or_default();
+    let api: Api<LockClaim> = Api::namespaced(ctx.client.clone(), &namespace);
+    Ok(api.list(&ListParams::default()).await?.items)
+}
+
+/// A message about an offer may have been lost: whoever has one looks again.
+fn wake_offered(ctx: &Context, record: &Inspection) {
+    for hold in record
+        .holds
+        .iter()
+        .filter(|hold| hold.state == HoldState::Offer)
+    {
+        if let Some(claim) = ctx.renewals.claim_of(&hold.id) {
+            ctx.triggers.claim(claim);
+        }
+    }
+}
+
+/// A pinned hold or delegated waiter that no claim records comes from an old copy of Redis, or from a claim that is
+/// gone. It is freed, but only after a list from a quorum has shown that nobody records it.
+async fn free_orphans(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+    record: &Inspection,
+) -> Result<(), Error> {
+    let pinned = record
+        .holds
+        .iter()
+        .filter(|hold| hold.state == HoldState::Pinned)
+        .map(|hold| &hold.id);
+    let waiting = record
+        .waiters
+        .iter()
+        .filter(|(_, delegated)| *delegated)
+        .map(|(id, _)| id);
+    let unknown: Vec<&HolderId> = pinned
+        .chain(waiting)
+        .filter(|id| ctx.renewals.claim_of(id).is_none())
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let claims = listed_claims(ctx, lock).await?;
+    for id in unknown {
+        let claim = claims
+            .iter()
+            .find(|claim| claim.uid().as_deref() == claim_of_id(id));
+        match claim {
+            Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),
+            _ => {
+                warn!(%key, ?id, "freeing what no claim records");
+                if let Err(refusal) = open.control.free(key, id).await? {
+                    info!(%key, %refusal, "not freed now");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the status if it is time, and says when it will be.
+async fn report(
+    ctx: &Context,
+    lock: &DistributedLock,
+    record: Option<&Inspection>,
+    readiness: &Readiness,
+) -> Result<Duration, Error> {
+    let key = LockKey::new(&lock.namespace().unwrap_or_default(), &lock.name_any())?;
+    let published = lock.status.clone().unwrap_or_default();
+    let truth = status::describe(lock, record, readiness, Timestamp::now());
+    let since = ctx
+        .with_memory(&key, |memory| memory.written)
+        .map(|at| at.elapsed());
+    match status::when(
+        &published,
+        &truth,
+        since,
+        lock.lease_duration(),
+        record.map(|record| record.now),
+    ) {
+        Write::After(wait) => return Ok(wait),
+        Write::Never => return Ok(SLOW_LOOK),
+        Write::Refresh if !ctx.refreshes.take() => return Ok(SOON),
+        Write::Refresh | Write::Transition => {}
+    }
+    write(ctx, lock, truth.clone()).await?;
+    ctx.with_memory(&key, |memory| memory.written = Some(Instant::now()));
+    tell_changes(ctx, lock, &published, &truth).await;
+    Ok(lock.lease_duration().min(SLOW_LOOK))
+}
+
+async fn write(
+    ctx: &Context,
+    lock: &DistributedLock,
+    status: DistributedLockStatus,
+) -> Result<(), Error> {
+    let mut wanted = lock.clone();
+    wanted.status = Some(status);
+    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    ctx.metrics.status_writes.inc();
+    Ok(())
+}
+
+/// One Event a change: who has it now, or why it is not usable.
+async fn tell_changes(
+    ctx: &Context,
+    lock: &DistributedLock,
+    before: &DistributedLockStatus,
+    after: &DistributedLockStatus,
+) {
+    let known = |id: &str| before.holders.iter().any(|holder| holder.id == id);
+    for holder in after.holders.iter().filter(|holder| !known(&holder.id)) {
+        let note = format!(
+            "{} holds it with token {}",
+            holder.identity, holder.fencing_token
+        );
+        ctx.events.normal(lock, "Acquired", "Grant", note).await;
+    }
+    if !before.holders.is_empty() && after.holders.is_empty() {
+        ctx.events
+            .normal(lock, "Released", "Release", "nobody holds it".into())
+            .await;
+    }
+    let ready =
+        |status: &DistributedLockStatus| condition::get(&status.conditions, types::READY).cloned();
+    if let Some(now) = ready(after).filter(|now| now.status != true.into())
+        && ready(before).is_none_or(|then| then.reason != now.reason)
+    {
+        ctx.events
+            .warning(lock, &now.reason, "Reconcile", now.message)
+            .await;
+    }
+}

@@ -1,0 +1,183 @@
+//! What a lock's record needs next. Pure: values in, a decision out.
+
+use std::time::Duration;
+
+use kube::ResourceExt;
+
+use crate::api::DistributedLock;
+use crate::api::condition::{self, types};
+use crate::lease::Epoch;
+use crate::store::{Inspection, Provision};
+
+/// The next step for the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::controller) enum Step {
+    /// Write to etcd that there is a record, and the longest lease, before Redis hears of either.
+    Remember {
+        /// Seconds.
+        longest: i32,
+    },
+    /// Make or change the record.
+    Provision,
+    /// Make a record that was lost: with the holds of etcd and a quarantine.
+    Recover,
+    /// The record was lost in this epoch: wait for a higher one.
+    Outgrow(Epoch),
+    /// It is as it should be.
+    Nothing,
+}
+
+/// Decides from the lock, its record, the epoch in force, and the epoch in which the record was first missed.
+pub(in crate::controller) fn plan(
+    lock: &DistributedLock,
+    record: Option<&Inspection>,
+    epoch: Epoch,
+    missed_in: Option<Epoch>,
+) -> Step {
+    let status = lock.status.as_ref();
+    let known =
+        status.is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
+    let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
+    let longest = status
+        .and_then(|status| status.longest_lease_seconds)
+        .unwrap_or(0);
+    if !known || longest < lease {
+        return Step::Remember {
+            longest: longest.max(lease),
+        };
+    }
+    let ours = |record: &&Inspection| record.lock_uid == lock.uid().unwrap_or_default();
+    match (record, missed_in) {
+        (Some(record), _)
+            if ours(&record) && record.generation >= lock.metadata.generation.unwrap_or(0) =>
+        {
+            Step::Nothing
+        }
+        (Some(_), _) => Step::Provision,
+        (None, None) => Step::Provision,
+        (None, Some(missed)) if epoch > missed => Step::Recover,
+        (None, Some(missed)) => Step::Outgrow(missed),
+    }
+}
+
+/// The configuration of a record, without holds and quarantine.
+pub(in crate::controller) fn provision(
+    lock: &DistributedLock,
+    epoch: Epoch,
+    floor: i64,
+) -> Provision {
+    let seen = lock
+        .status
+        .as_ref()
+        .and_then(|status| status.fencing_token)
+        .unwrap_or(0);
+    Provision {
+        lock_uid: lock.uid().unwrap_or_default(),
+        generation: lock.metadata.generation.unwrap_or(0),
+        permits: lock.permits(),
+        lease: lock.lease_duration(),
+        max_hold: lock.max_hold(),
+        token_floor: floor.max(seen),
+        quarantine: Duration::ZERO,
+        token_ceiling: Some(epoch.ceiling()),
+        holds: Vec::new(),
+    }
+}
+
+/// How long a lease of the past may still be believed: the longest one that may have been granted, 2 % for the
+/// rates of the two clocks (design: `R · (1 − 2ρ)` with ρ = 1 %), and a margin for a request in flight.
+pub(in crate::controller) fn quarantine(lock: &DistributedLock) -> Duration {
+    let longest = lock.longest_lease();
+    longest + longest / 50 + Duration::from_millis(250)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{DistributedLockSpec, DistributedLockStatus};
+
+    fn lock(generation: i64, provisioned: bool) -> DistributedLock {
+        let mut lock = DistributedLock::new("a", DistributedLockSpec::default());
+        lock.metadata.generation = Some(generation);
+        lock.metadata.uid = Some("uid".into());
+        let mut status = DistributedLockStatus {
+            longest_lease_seconds: Some(15),
+            ..Default::default()
+        };
+        if provisioned {
+            condition::set(
+                &mut status.conditions,
+                types::PROVISIONED,
+                true,
+                "Provisioned",
+                "",
+                None,
+                jiff::Timestamp::UNIX_EPOCH,
+            );
+        }
+        lock.status = Some(status);
+        lock
+    }
+
+    fn record(generation: i64, uid: &str) -> Inspection {
+        Inspection {
+            now: 0,
+            lock_uid: uid.into(),
+            generation,
+            permits: 1,
+            lease: 15_000,
+            last: 0,
+            sealed: false,
+            quarantine: 0,
+            gate_open: true,
+            holds: Vec::new(),
+            waiters: Vec::new(),
+        }
+    }
+
+    fn epoch(number: i64) -> Epoch {
+        Epoch::new(number).unwrap()
+    }
+
+    #[test]
+    fn etcd_remembers_before_redis_hears() {
+        assert_eq!(
+            plan(&lock(1, false), None, epoch(5), None),
+            Step::Remember { longest: 15 }
+        );
+        let mut longer = lock(2, true);
+        longer.spec.lease_duration_seconds = 60;
+        assert_eq!(
+            plan(&longer, Some(&record(1, "uid")), epoch(5), None),
+            Step::Remember { longest: 60 }
+        );
+    }
+
+    #[test]
+    fn a_lost_record_waits_for_a_higher_epoch() {
+        assert_eq!(
+            plan(&lock(1, true), None, epoch(5), Some(epoch(5))),
+            Step::Outgrow(epoch(5))
+        );
+        assert_eq!(
+            plan(&lock(1, true), None, epoch(6), Some(epoch(5))),
+            Step::Recover
+        );
+    }
+
+    #[test]
+    fn a_change_of_the_spec_or_another_uid_changes_the_record() {
+        assert_eq!(
+            plan(&lock(2, true), Some(&record(1, "uid")), epoch(5), None),
+            Step::Provision
+        );
+        assert_eq!(
+            plan(&lock(2, true), Some(&record(2, "old")), epoch(5), None),
+            Step::Provision
+        );
+        assert_eq!(
+            plan(&lock(2, true), Some(&record(2, "uid")), epoch(5), None),
+            Step::Nothing
+        );
+    }
+}

@@ -1,0 +1,307 @@
+//! The controller: one loop a kind, around one context.
+//!
+//! Every loop is level-triggered: observe, decide by a pure `plan`, apply, report. Every decision can be made again
+//! from Kubernetes and Redis alone; what is kept in memory only saves work.
+
+mod budget;
+mod claim;
+mod events;
+mod lock;
+mod pods;
+mod renewals;
+mod store;
+mod stores;
+mod writes;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, stream};
+use kube::api::PostParams;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Client};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tracing::{info, warn};
+
+use crate::api::{CONTROLLER_NAME, DistributedLock, LockClaim, LockStore, LockStoreSpec};
+use crate::lease::{InvalidName, LockKey};
+use crate::metrics::Metrics;
+use crate::store::StoreError;
+use budget::Budget;
+use events::Events;
+use lock::Memory;
+use pods::Pods;
+use renewals::Renewals;
+use stores::{OpenStore, SharedStores, Stores};
+
+/// Objects of one kind looked at at the same time.
+const CONCURRENCY: u16 = 16;
+/// Refreshes of published expiries, a second, of the whole controller.
+const REFRESHES_PER_SECOND: f64 = 20.0;
+
+/// What the controller is started with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Only stores with this `spec.controllerName` are touched.
+    pub controller_name: String,
+    /// Where Secrets are read.
+    pub namespace: String,
+    /// Who reports Events.
+    pub instance: String,
+    /// The store to create at the start if there is none of its name.
+    pub bootstrap: Option<(String, LockStoreSpec)>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            controller_name: CONTROLLER_NAME.into(),
+            namespace: "leasehold-system".into(),
+            instance: "leasehold".into(),
+            bootstrap: None,
+        }
+    }
+}
+
+/// Why a loop failed, or had to end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The API server refused, or couldn't be asked.
+    #[error("the API server")]
+    Kube(#[from] kube::Error),
+    /// Redis gave no answer.
+    #[error("the store")]
+    Store(#[from] StoreError),
+    /// A name that can't be a lock's.
+    #[error("the name of a lock")]
+    Name(#[from] InvalidName),
+    /// Another controller reigns over a store: this one has nothing to say any more.
+    #[error("superseded on the LockStore {store}: {why}")]
+    Superseded {
+        /// Its name.
+        store: String,
+        /// What was found.
+        why: String,
+    },
+    /// A watch ended for good.
+    #[error("the watch of {0} has ended")]
+    WatchEnded(&'static str),
+    /// A task panicked.
+    #[error("a task has died: {0}")]
+    TaskDied(String),
+}
+
+impl Error {
+    fn label(&self) -> &'static str {
+        match self {
+            Error::Kube(_) => "kube",
+            Error::Store(error) => error.label(),
+            Error::Name(_) => "name",
+            Error::Superseded { .. } => "superseded",
+            Error::WatchEnded(_) => "watch",
+            Error::TaskDied(_) => "task",
+        }
+    }
+}
+
+/// What a loop may touch.
+struct Context {
+    client: Client,
+    settings: Settings,
+    stores: SharedStores,
+    locks: reflector::Store<DistributedLock>,
+    claims: reflector::Store<LockClaim>,
+    pods: Pods,
+    renewals: Arc<Renewals>,
+    refreshes: Budget,
+    events: Events,
+    metrics: Arc<Metrics>,
+    triggers: Triggers,
+    memories: Mutex<HashMap<LockKey, Memory>>,
+}
+
+impl Context {
+    fn locks(&self) -> Vec<Arc<DistributedLock>> {
+        self.locks.state()
+    }
+
+    fn lock(&self, key: &LockKey) -> Option<Arc<DistributedLock>> {
+        self.locks
+            .get(&ObjectRef::new(key.name()).within(key.namespace()))
+    }
+
+    fn with_memory<T>(&self, key: &LockKey, see: impl FnOnce(&mut Memory) -> T) -> T {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        see(memories.entry(key.clone()).or_default())
+    }
+
+    fn forget_lock(&self, key: &LockKey) {
+        self.memories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
+    }
+
+    fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
+        self.renewals.forget_claim(claim);
+        self.pods.forget(claim);
+    }
+}
+
+/// Makes a loop look at an object now.
+#[derive(Clone)]
+struct Triggers {
+    locks: UnboundedSender<ObjectRef<DistributedLock>>,
+    claims: UnboundedSender<ObjectRef<LockClaim>>,
+}
+
+impl Triggers {
+    /// A closed channel means that the controller ends.
+    fn lock(&self, lock: ObjectRef<DistributedLock>) {
+        let _ = self.locks.send(lock);
+    }
+
+    fn claim(&self, claim: ObjectRef<LockClaim>) {
+        let _ = self.claims.send(claim);
+    }
+
+    /// Every claim on a lock, since whether it can be asked for has changed.
+    fn claims_of(&self, ctx: &Context, lock: &LockKey) {
+        for claim in ctx.claims.state() {
+            let here = claim.metadata.namespace.as_deref() == Some(lock.namespace());
+            if here
+                && claim
+                    .spec
+                    .locks
+                    .iter()
+                    .any(|asked| asked.name == lock.name())
+            {
+                self.claim(ObjectRef::from_obj(&*claim));
+            }
+        }
+    }
+
+    /// The state of a store has changed: all its locks, and every claim, are looked at.
+    fn all_of_store(&self, ctx: &Context, store: &str) {
+        let uses = |lock: &&Arc<DistributedLock>| lock.store_name() == store;
+        for lock in ctx.locks().iter().filter(uses) {
+            self.lock(ObjectRef::from_obj(&**lock));
+        }
+        for claim in ctx.claims.state() {
+            self.claim(ObjectRef::from_obj(&*claim));
+        }
+    }
+}
+
+fn received<T: Send + 'static>(
+    receiver: UnboundedReceiver<T>,
+) -> impl Stream<Item = T> + Send + 'static {
+    stream::unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    })
+}
+
+/// Runs until `shutdown` resolves or a loop fails.
+///
+/// # Errors
+/// [`Error`] of the loop that failed; the process should end, and its successor begins a new reign.
+pub async fn run(
+    client: Client,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    bootstrap(&client, &settings).await?;
+    let (lock_triggers, triggered_locks) = mpsc::unbounded_channel();
+    let (claim_triggers, triggered_claims) = mpsc::unbounded_channel();
+    let triggers = Triggers {
+        locks: lock_triggers,
+        claims: claim_triggers,
+    };
+    let config = kube::runtime::controller::Config::default().concurrency(CONCURRENCY);
+    let watch = watcher::Config::default();
+    let locks = Controller::new(Api::<DistributedLock>::all(client.clone()), watch.clone())
+        .with_config(config.clone());
+    let claims = Controller::new(Api::<LockClaim>::all(client.clone()), watch).with_config(config);
+    let ctx = Arc::new(Context {
+        stores: Arc::new(Stores::default()),
+        locks: locks.store(),
+        claims: claims.store(),
+        pods: Pods::new(client.clone(), triggers.clone()),
+        renewals: Arc::default(),
+        refreshes: Budget::new(REFRESHES_PER_SECOND),
+        events: Events::new(
+            client.clone(),
+            &settings.controller_name,
+            &settings.instance,
+        ),
+        metrics,
+        triggers,
+        memories: Mutex::default(),
+        client,
+        settings,
+    });
+    let locks = locks
+        .reconcile_on(received(triggered_locks))
+        .run(lock_look, on_error, ctx.clone());
+    let claims =
+        claims
+            .reconcile_on(received(triggered_claims))
+            .run(claim_look, on_error, ctx.clone());
+    tokio::select! {
+        result = store::run(ctx.clone()) => result,
+        () = renewals::run(&ctx.renewals, &ctx.stores, &ctx.triggers, &ctx.metrics) => Ok(()),
+        () = locks.for_each(|_| async {}) => Err(Error::WatchEnded("DistributedLock")),
+        () = claims.for_each(|_| async {}) => Err(Error::WatchEnded("LockClaim")),
+        () = shutdown => Ok(()),
+    }
+}
+
+/// A lock that has changed lets the claims look that wait for it.
+async fn lock_look(lock: Arc<DistributedLock>, ctx: Arc<Context>) -> Result<Action, Error> {
+    lock::reconcile(lock, ctx).await
+}
+
+async fn claim_look(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Result<Action, Error> {
+    claim::reconcile(claim, ctx).await
+}
+
+fn on_error<K>(_: Arc<K>, error: &Error, ctx: Arc<Context>) -> Action {
+    ctx.metrics.reconcile_failed(error.label());
+    let cause = std::error::Error::source(error)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    match error {
+        Error::Kube(error) if writes::is_conflict(error) => {}
+        _ => warn!(%error, cause, "a look failed; it is tried again"),
+    }
+    Action::requeue(Duration::from_millis(500))
+}
+
+/// Creates the configured store if there is none of its name; what others have set is never overwritten.
+async fn bootstrap(client: &Client, settings: &Settings) -> Result<(), Error> {
+    let Some((name, spec)) = &settings.bootstrap else {
+        return Ok(());
+    };
+    let api: Api<LockStore> = Api::all(client.clone());
+    if api.get_opt(name).await?.is_some() {
+        return Ok(());
+    }
+    let spec = LockStoreSpec {
+        controller_name: settings.controller_name.clone(),
+        ..spec.clone()
+    };
+    match api
+        .create(&PostParams::default(), &LockStore::new(name, spec))
+        .await
+    {
+        Ok(_) => info!(name, "created the LockStore"),
+        Err(error) if writes::is_conflict(&error) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! The loop of `LockStore`: one task a store, that connects, reigns, opens the gate and tells the others.
+
+mod link;
+mod opening;
+mod reign;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, ResourceExt};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::info;
+
+use super::{Context, Error};
+use crate::api::LockStore;
+use reign::Reign;
+
+struct Running {
+    uid: Option<String>,
+    object: watch::Sender<Arc<LockStore>>,
+    task: AbortHandle,
+}
+
+/// Follows the stores of this controller until the watch or a store's loop fails.
+pub(super) async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+    let api: Api<LockStore> = Api::all(ctx.client.clone());
+    let mut objects = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut running: HashMap<String, Running> = HashMap::new();
+    let mut loops: JoinSet<Result<(), Error>> = JoinSet::new();
+    loop {
+        tokio::select! {
+            event = objects.try_next() => match event {
+                Ok(Some(event)) => heed(&ctx, event, &mut running, &mut loops),
+                Ok(None) => return Err(Error::WatchEnded("LockStore")),
+                Err(error) => info!(%error, "the watch of LockStores was interrupted"),
+            },
+            Some(ended) = loops.join_next() => match ended {
+                Ok(result) => result?,
+                Err(end) if end.is_cancelled() => {}
+                Err(panic) => return Err(Error::TaskDied(panic.to_string())),
+            },
+        }
+    }
+}
+
+fn heed(
+    ctx: &Arc<Context>,
+    event: watcher::Event<LockStore>,
+    running: &mut HashMap<String, Running>,
+    loops: &mut JoinSet<Result<(), Error>>,
+) {
+    match event {
+        watcher::Event::Apply(store) | watcher::Event::InitApply(store) => {
+            if store.spec.controller_name != ctx.settings.controller_name {
+                return;
+            }
+            let (name, uid) = (store.name_any(), store.uid());
+            let store = Arc::new(store);
+            match running.get(&name) {
+                Some(known) if known.uid == uid => drop(known.object.send_replace(store)),
+                _ => {
+                    stop(ctx, running, &name);
+                    let (object, seen) = watch::channel(store);
+                    let task = loops.spawn(Reign::new(ctx.clone(), &name, seen).run());
+                    running.insert(name, Running { uid, object, task });
+                }
+            }
+        }
+        watcher::Event::Delete(store) => stop(ctx, running, &store.name_any()),
+        watcher::Event::Init | watcher::Event::InitDone => {}
+    }
+}
+
+fn stop(ctx: &Context, running: &mut HashMap<String, Running>, name: &str) {
+    if let Some(known) = running.remove(name) {
+        known.task.abort();
+        ctx.stores.leave(name);
+    }
+}

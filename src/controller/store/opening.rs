@@ -1,0 +1,165 @@
+//! Opening a gate.
+//!
+//! # Sequence, on an incarnation that etcd doesn't know
+//! 1. a fresh epoch in etcd (compare-and-swap), above every epoch known anywhere;
+//! 2. a quorum list of locks and claims;
+//! 3. `restore` of each lock that was ever provisioned: its delegated holds with their tokens, and how long it
+//!    grants nothing, since a lease that was lost may still be believed;
+//! 4. `open` of exactly the process that was restored;
+//! 5. the claims that wait queue again, oldest first.
+//!
+//! A crash after 1 wastes an epoch; within 3 leaves some records restored and the gate closed: the next try does
+//! all of it again, on the same or another process, and neither restored holds nor not-before times shrink; after
+//! 4 everything that keeps us safe is in Redis. `status.incarnation` is written by the caller, after 4.
+//!
+//! A gate that closed on a known incarnation is a library reload: nothing can be lost, the same epoch is opened.
+//! An open gate is opened again, with a fresh epoch, where records are missing.
+
+use std::time::Instant;
+
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use tracing::info;
+
+use super::super::claim::{rejoin, remembered};
+use super::super::lock::{provision, quarantine};
+use super::reign::{Reign, Trouble};
+use crate::api::condition::{self, reasons, types};
+use crate::api::{ConditionStatus, DistributedLock, LockClaim, LockStoreStatus};
+use crate::lease::{Epoch, LockKey};
+use crate::store::{Control, Heartbeat, Opening};
+
+/// Opens, and says with which epoch.
+pub(super) async fn open(
+    reign: &Reign,
+    control: &Control,
+    heartbeat: &Heartbeat,
+    incarnation: &str,
+) -> Result<Epoch, Trouble> {
+    let status = reign
+        .api()
+        .get_status(&reign.name)
+        .await?
+        .status
+        .unwrap_or_default();
+    let known = status.incarnation.as_deref() == Some(incarnation);
+    let reload = known && heartbeat.gate.is_none();
+    let epoch = match status.epoch.and_then(Epoch::new).filter(|_| reload) {
+        Some(epoch) => epoch.max(heartbeat.epoch),
+        None => take_epoch(reign, heartbeat).await?,
+    };
+    let Heartbeat { run_id, replid, .. } = heartbeat.clone();
+    let opening = Opening {
+        run_id,
+        replid,
+        epoch,
+    };
+    let restored = match heartbeat.gate {
+        None if !known => restore(reign, control, &opening).await?,
+        _ => Restored::default(),
+    };
+    control.open(&opening).await??;
+    for lock in &restored.locks {
+        rejoin(control, lock, &restored.claims).await?;
+    }
+    info!(
+        store = reign.name,
+        epoch = epoch.get(),
+        incarnation,
+        "the gate is open"
+    );
+    Ok(epoch)
+}
+
+/// A fresh epoch, in etcd before anything uses it.
+async fn take_epoch(reign: &Reign, heartbeat: &Heartbeat) -> Result<Epoch, Trouble> {
+    let minimum = reign
+        .api()
+        .get(&reign.name)
+        .await?
+        .spec
+        .minimum_epoch
+        .unwrap_or(0);
+    let since_2026 = Epoch::at_least_since_2026(jiff::Timestamp::now().as_second());
+    let now = jiff::Timestamp::now();
+    let status = reign
+        .update(|status: &mut LockStoreStatus| {
+            let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
+            let used = used.max(heartbeat.gate.map_or(0, Epoch::get));
+            status.epoch = Some((used + 1).max(minimum).max(since_2026.get()));
+            let (is, why) = (
+                ConditionStatus::True,
+                "leases are put back before anything is granted",
+            );
+            condition::set(
+                &mut status.conditions,
+                types::RECOVERING,
+                is,
+                reasons::OPENING,
+                why,
+                None,
+                now,
+            );
+        })
+        .await?;
+    let epoch = status.epoch.and_then(Epoch::new);
+    epoch.ok_or_else(|| {
+        Trouble::new(
+            reasons::EPOCH_EXHAUSTED,
+            "there is no epoch left below 2^21",
+        )
+    })
+}
+
+/// What was put back, to let the waiting claims queue again before anybody else is told.
+#[derive(Default)]
+struct Restored {
+    locks: Vec<LockKey>,
+    claims: Vec<LockClaim>,
+}
+
+async fn restore(reign: &Reign, control: &Control, opening: &Opening) -> Result<Restored, Trouble> {
+    let client = reign.ctx.client.clone();
+    // No resourceVersion: the API server answers from a quorum of etcd.
+    let locks = Api::<DistributedLock>::all(client.clone())
+        .list(&ListParams::default())
+        .await?;
+    let claims = Api::<LockClaim>::all(client)
+        .list(&ListParams::default())
+        .await?;
+    let seen = reign
+        .seen
+        .as_ref()
+        .map_or_else(Instant::now, |(_, since)| *since);
+    let mut restored = Vec::new();
+    for lock in &locks.items {
+        let provisioned = lock
+            .status
+            .as_ref()
+            .is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
+        if lock.store_name() != reign.name || !provisioned {
+            continue;
+        }
+        let namespace = lock.namespace().unwrap_or_default();
+        let Ok(key) = LockKey::new(&namespace, &lock.name_any()) else {
+            continue;
+        };
+        let mut wanted = provision(
+            lock,
+            opening.epoch,
+            reign.ctx.stores.token_floor(&reign.name),
+        );
+        wanted.quarantine = quarantine(lock).saturating_sub(seen.elapsed());
+        wanted.holds = claims
+            .items
+            .iter()
+            .filter_map(|claim| remembered(claim, &key))
+            .collect();
+        control.restore(&key, &wanted, opening).await??;
+        restored.push(key);
+    }
+    Ok(Restored {
+        locks: restored,
+        claims: claims.items,
+    })
+}

@@ -1,0 +1,117 @@
+//! What the loops know of each store at this moment, and how they ask for more.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+
+use crate::api::LockStore;
+use crate::lease::Epoch;
+use crate::store::Control;
+
+/// A store whose gate this controller has opened.
+#[derive(Clone)]
+pub(super) struct OpenStore {
+    /// The calls of this reign.
+    pub(super) control: Control,
+    /// The epoch in force.
+    pub(super) epoch: Epoch,
+    /// The `LockStore`, as it was when the gate was last looked at.
+    pub(super) object: Arc<LockStore>,
+}
+
+/// Whether a store can be used now.
+#[derive(Clone)]
+pub(super) enum StoreState {
+    /// Open.
+    Ready(OpenStore),
+    /// Not now; reason and message as in its `Ready` condition.
+    NotReady {
+        /// CamelCase, as in the condition.
+        reason: &'static str,
+        /// What to do.
+        message: String,
+    },
+}
+
+/// One store's place in [`Stores`], kept by its loop.
+pub(super) struct Seat {
+    pub(super) state: watch::Sender<StoreState>,
+    /// Records are missing that this epoch may have granted: one above it is wanted.
+    pub(super) outgrown: watch::Receiver<Epoch>,
+}
+
+struct Handle {
+    state: watch::Receiver<StoreState>,
+    token_floor: i64,
+    outgrown: watch::Sender<Epoch>,
+}
+
+/// All stores of this controller, by name.
+#[derive(Default)]
+pub(super) struct Stores(RwLock<HashMap<String, Handle>>);
+
+impl Stores {
+    /// Takes the seat of a store, before its loop starts.
+    pub(super) fn seat(&self, name: &str, token_floor: i64) -> Seat {
+        let reason = "Starting";
+        let (state, seen) = watch::channel(StoreState::NotReady {
+            reason,
+            message: "the controller starts".into(),
+        });
+        let (wanted, outgrown) = watch::channel(Epoch::default());
+        let handle = Handle {
+            state: seen,
+            outgrown: wanted,
+            token_floor,
+        };
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned(), handle);
+        Seat { state, outgrown }
+    }
+
+    /// Forgets a store that is gone.
+    pub(super) fn leave(&self, name: &str) {
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+    }
+
+    /// The state of a store; `None` if there is none of this name.
+    pub(super) fn state(&self, name: &str) -> Option<StoreState> {
+        let stores = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        stores.get(name).map(|handle| handle.state.borrow().clone())
+    }
+
+    /// New records of this store start above it. As etcd had it when the loop began, or raised since.
+    pub(super) fn token_floor(&self, name: &str) -> i64 {
+        let stores = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        stores.get(name).map_or(0, |handle| handle.token_floor)
+    }
+
+    /// The floor in etcd was raised.
+    pub(super) fn raise_token_floor(&self, name: &str, floor: i64) {
+        let mut stores = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = stores.get_mut(name) {
+            handle.token_floor = handle.token_floor.max(floor);
+        }
+    }
+
+    /// Asks for an epoch above `epoch`. Asking again costs nothing.
+    pub(super) fn outgrow(&self, name: &str, epoch: Epoch) {
+        let stores = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = stores.get(name) {
+            handle.outgrown.send_if_modified(|wanted| {
+                let more = epoch > *wanted;
+                *wanted = epoch.max(*wanted);
+                more
+            });
+        }
+    }
+}
+
+/// Shared by the loops.
+pub(super) type SharedStores = Arc<Stores>;

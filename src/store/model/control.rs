@@ -1,0 +1,324 @@
+//! What only the controller calls.
+
+use std::time::Duration;
+
+use super::record::{Ended, Record, duration, grant_of};
+use super::{Gate, Model, StoreKey, ms};
+use crate::lease::{Acquired, Epoch, HolderId, Renewed, Request};
+use crate::store::{
+    Due, Heartbeat, Hold, HoldState, Opening, Provision, Provisioned, Refusal, Sealed,
+};
+
+/// Who calls: the store's UID and the term of a controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reign {
+    /// The UID of the `LockStore`.
+    pub uid: String,
+    /// The reign's number.
+    pub term: i64,
+}
+
+impl Model {
+    fn refused(&self, reign: &Reign) -> Option<Refusal> {
+        if let Some(owner) = self.store.uid.as_ref().filter(|owner| **owner != reign.uid) {
+            return Some(Refusal::StoreInUse(owner.clone()));
+        }
+        let highest = self
+            .store
+            .term
+            .max(self.gates.get(&reign.uid).map_or(0, |gate| gate.term));
+        (reign.term < highest).then_some(Refusal::StaleTerm(highest))
+    }
+
+    fn admit(&self, reign: &Reign) -> Result<(), Refusal> {
+        match self.refused(reign) {
+            Some(refusal) => Err(refusal),
+            None if self.gates.contains_key(&reign.uid) => Ok(()),
+            None => Err(Refusal::GateClosed),
+        }
+    }
+
+    /// As [`crate::store::Control::heartbeat`].
+    ///
+    /// # Errors
+    /// The refusal of another install or of an older term. Those below: of what the real function refuses.
+    pub fn heartbeat(&mut self, reign: &Reign) -> Result<Heartbeat, Refusal> {
+        if let Some(refusal) = self.refused(reign) {
+            return Err(refusal);
+        }
+        let now = self.now;
+        self.store.uid = Some(reign.uid.clone());
+        self.store.term = reign.term;
+        let gate = self.gates.get_mut(&reign.uid).map(|gate| {
+            (gate.heartbeat, gate.term) = (now, reign.term);
+            gate.epoch
+        });
+        let (run_id, replid) = self.process.clone();
+        let epoch = self
+            .store
+            .opened
+            .as_ref()
+            .map_or(Epoch::default(), |(epoch, ..)| *epoch);
+        Ok(Heartbeat {
+            now,
+            run_id,
+            replid,
+            role: "master".to_owned(),
+            gate,
+            epoch,
+        })
+    }
+
+    /// As [`crate::store::Control::open`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn open(&mut self, reign: &Reign, opening: &Opening) -> Result<(), Refusal> {
+        if let Some(refusal) = self.refused(reign) {
+            return Err(refusal);
+        }
+        let Opening {
+            run_id,
+            replid,
+            epoch,
+        } = opening.clone();
+        if self.process != (run_id.clone(), replid.clone()) {
+            return Err(Refusal::OtherProcess);
+        }
+        let opened = self.store.opened.clone();
+        let used = opened
+            .as_ref()
+            .map_or(Epoch::default(), |(epoch, ..)| *epoch);
+        let used = used.max(
+            self.gates
+                .get(&reign.uid)
+                .map_or(Epoch::default(), |gate| gate.epoch),
+        );
+        let other = opened.is_some_and(|(_, r, p)| (r, p) != (run_id.clone(), replid.clone()));
+        if epoch < used || epoch == used && other {
+            return Err(Refusal::StaleEpoch(used.get()));
+        }
+        let (uid, term, heartbeat) = (reign.uid.clone(), reign.term, self.now);
+        self.store = StoreKey {
+            uid: Some(uid.clone()),
+            term,
+            opened: Some((epoch, run_id, replid)),
+        };
+        self.gates.insert(
+            uid,
+            Gate {
+                epoch,
+                term,
+                heartbeat,
+            },
+        );
+        Ok(())
+    }
+
+    /// As [`crate::store::Control::provision`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn provision(
+        &mut self,
+        reign: &Reign,
+        provision: &Provision,
+    ) -> Result<Provisioned, Refusal> {
+        self.admit(reign)?;
+        let provisioned = self.configure(&reign.uid, provision);
+        self.promote(None);
+        Ok(provisioned)
+    }
+
+    /// As [`crate::store::Control::restore`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn restore(
+        &mut self,
+        reign: &Reign,
+        provision: &Provision,
+        to: &Opening,
+    ) -> Result<Provisioned, Refusal> {
+        match self.refused(reign) {
+            Some(refusal) => Err(refusal),
+            None if self.process != (to.run_id.clone(), to.replid.clone()) => {
+                Err(Refusal::OtherProcess)
+            }
+            None if self.gates.contains_key(&reign.uid) => Err(Refusal::GateOpen),
+            None => Ok(self.configure(&reign.uid, provision)),
+        }
+    }
+
+    fn configure(&mut self, store: &str, provision: &Provision) -> Provisioned {
+        let now = self.now;
+        let fresh = self.load().is_none();
+        let record = self.record.get_or_insert_with(|| Record {
+            permits: 1,
+            lease: 1,
+            ..Record::default()
+        });
+        record.configure(store, provision);
+        let ceiling = provision
+            .token_ceiling
+            .filter(|ceiling| record.last >= *ceiling);
+        record.last = ceiling
+            .map_or(record.last, |ceiling| ceiling - 1)
+            .max(provision.token_floor);
+        if provision.quarantine > Duration::ZERO {
+            record.not_before = record.not_before.max(now + ms(provision.quarantine));
+        }
+        record.put_back(provision, now);
+        for hold in &provision.holds {
+            self.leave(&hold.id);
+        }
+        Provisioned {
+            fresh,
+            tampered: ceiling.is_some(),
+        }
+    }
+
+    /// As [`crate::store::Control::claim`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn claim(&mut self, reign: &Reign, request: &Request) -> Result<Acquired, Refusal> {
+        self.admit(reign)?;
+        Ok(self.contend(request, true))
+    }
+
+    /// As [`crate::store::Control::pin`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn pin(&mut self, reign: &Reign, id: &HolderId) -> Result<Renewed, Refusal> {
+        self.admit(reign)?;
+        let now = self.now;
+        let before = self.record.as_ref().map_or(0, |record| record.holds.len());
+        let Some(record) = self.load() else {
+            return Ok(Renewed::Unprovisioned);
+        };
+        let swept = record.holds.len() != before;
+        match record
+            .hold(id)
+            .map(|hold| (hold.state, grant_of(hold, now)))
+        {
+            None => {
+                if swept {
+                    self.promote(None);
+                }
+                Ok(Renewed::Lost)
+            }
+            Some((HoldState::Pinned, grant)) => Ok(Renewed::Held(grant)),
+            Some(_) => Ok(record
+                .extend(id, HoldState::Pinned, now)
+                .map_or(Renewed::Lost, Renewed::Held)),
+        }
+    }
+
+    /// As [`crate::store::Control::free`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn free(&mut self, reign: &Reign, id: &HolderId) -> Result<(), Refusal> {
+        self.admit(reign)?;
+        let now = self.now;
+        let Some(record) = self.load() else {
+            return Err(Refusal::Unprovisioned);
+        };
+        if record.hold(id).is_some() {
+            self.finish(id, Ended::Released);
+        } else {
+            self.leave_for_good(id, Ended::Released, now);
+        }
+        Ok(())
+    }
+
+    /// As [`crate::store::Control::expire`], of this one lock. The real answer may be earlier: at an end that has
+    /// been put off since.
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn expire(&mut self, reign: &Reign) -> Result<Due, Refusal> {
+        self.admit(reign)?;
+        let now = self.now;
+        if self.load().is_none() {
+            return Ok(Due::Unprovisioned);
+        }
+        self.queue.retain(|waiter| !waiter.gone(now));
+        self.promote(None);
+        let Some(record) = &self.record else {
+            return Ok(Due::Unprovisioned);
+        };
+        let unpinned = record
+            .holds
+            .iter()
+            .filter(|hold| hold.state != HoldState::Pinned)
+            .map(|hold| hold.expires);
+        let waiting = self
+            .queue
+            .iter()
+            .flat_map(|waiter| [waiter.refresh, waiter.deadline])
+            .flatten();
+        let quarantine = Some(record.not_before).filter(|at| *at > now);
+        let due = unpinned.chain(waiting).chain(quarantine).min();
+        Ok(due.map_or(Due::Nothing, |at| Due::In(duration(at - now))))
+    }
+
+    /// As [`crate::store::Control::seal`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn seal(&mut self, reign: &Reign, lock_uid: &str) -> Result<Sealed, Refusal> {
+        self.admit(reign)?;
+        let now = self.now;
+        let Some(record) = self.load() else {
+            return Err(Refusal::Unprovisioned);
+        };
+        if record.lock_uid != lock_uid {
+            return Err(Refusal::OtherLock(record.lock_uid.clone()));
+        }
+        record.sealed = true;
+        let (pinned, direct): (Vec<&Hold>, Vec<&Hold>) = record
+            .holds
+            .iter()
+            .partition(|hold| hold.state == HoldState::Pinned);
+        let direct = direct
+            .iter()
+            .map(|hold| hold.expires - now)
+            .chain([record.not_before - now])
+            .max()
+            .unwrap_or(0);
+        let sealed = Sealed {
+            last: record.last,
+            direct: duration(direct),
+            pinned: pinned.len() as u32,
+        };
+        self.queue.clear();
+        Ok(sealed)
+    }
+
+    /// As [`crate::store::Control::purge`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn purge(&mut self, reign: &Reign, lock_uid: &str) -> Result<(), Refusal> {
+        self.admit(reign)?;
+        let now = self.now;
+        match self.load() {
+            None => Ok(()),
+            Some(record) if record.lock_uid != lock_uid => {
+                Err(Refusal::OtherLock(record.lock_uid.clone()))
+            }
+            Some(record)
+                if !record.sealed || record.not_before > now || !record.holds.is_empty() =>
+            {
+                Err(Refusal::Held)
+            }
+            Some(_) => {
+                self.record = None;
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The record of one lock, and the rules that depend on nothing else.
+
+use std::time::Duration;
+
+use super::super::{Hold, HoldState, Provision};
+use super::{REFRESH_MS, REMEMBER_MS, REMEMBERED, ms};
+use crate::lease::{Epoch, FencingToken, Grant, HolderId, Mode, Request};
+
+/// What an ended id is remembered for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Released,
+    Expired,
+    Cancelled,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Record {
+    pub(super) store: String,
+    pub(super) lock_uid: String,
+    pub(super) generation: i64,
+    pub(super) permits: u32,
+    pub(super) lease: i64,
+    pub(super) max_hold: i64,
+    pub(super) last: i64,
+    pub(super) seq: i64,
+    pub(super) sealed: bool,
+    pub(super) not_before: i64,
+    pub(super) holds: Vec<Hold>,
+    pub(super) finished: Vec<(HolderId, i64, Ended)>,
+}
+
+pub(super) fn duration(ms: i64) -> Duration {
+    Duration::from_millis(ms.max(0).unsigned_abs())
+}
+
+pub(super) fn grant_of(hold: &Hold, now: i64) -> Grant {
+    Grant {
+        token: hold.token,
+        remaining: duration(hold.expires - now),
+    }
+}
+
+impl Record {
+    pub(super) fn refresh(&self) -> i64 {
+        self.lease.min(REFRESH_MS)
+    }
+
+    pub(super) fn lease_end(&self, acquired: i64, expires: i64, now: i64) -> i64 {
+        let till = now + self.lease;
+        let till = if self.max_hold > 0 {
+            till.min(acquired + self.max_hold)
+        } else {
+            till
+        };
+        expires.max(till)
+    }
+
+    pub(super) fn hold(&mut self, id: &HolderId) -> Option<&mut Hold> {
+        self.holds.iter_mut().find(|hold| hold.id == *id)
+    }
+
+    /// How an id ended the last time, while that is remembered.
+    pub(super) fn ended(&self, id: &HolderId, now: i64) -> Option<Ended> {
+        let (_, till, how) = self.finished.iter().rev().find(|(known, ..)| known == id)?;
+        (*till > now).then_some(*how)
+    }
+
+    pub(super) fn remember(&mut self, id: HolderId, how: Ended, now: i64) {
+        self.finished
+            .push((id, now + self.lease.min(REMEMBER_MS), how));
+        if self.finished.len() > REMEMBERED {
+            self.finished.remove(0);
+        }
+    }
+
+    pub(super) fn end(&mut self, id: &HolderId, how: Ended, now: i64) {
+        self.holds.retain(|hold| hold.id != *id);
+        self.remember(id.clone(), how, now);
+    }
+
+    /// Ends what is over; the real record does so at its first use after that time.
+    pub(super) fn sweep(&mut self, now: i64) {
+        let over = |hold: &&Hold| hold.state != HoldState::Pinned && hold.expires <= now;
+        let mut ended: Vec<Hold> = self.holds.iter().filter(over).cloned().collect();
+        ended.sort_by_key(|hold| hold.token);
+        for hold in ended {
+            self.end(&hold.id, Ended::Expired, now);
+        }
+    }
+
+    fn used(&self) -> u32 {
+        self.holds.iter().map(|hold| hold.mode.counted()).sum()
+    }
+
+    fn has(&self, mode: Mode) -> bool {
+        self.holds.iter().any(|hold| hold.mode == mode)
+    }
+
+    /// Whether one in this mode may be granted beside those that hold. All shared holders together count as one,
+    /// and where the permits are already exceeded they don't get more.
+    pub(super) fn fits(&self, mode: Mode) -> bool {
+        let readers = u32::from(self.has(Mode::Shared));
+        match mode {
+            _ if self.has(Mode::Exclusive) => false,
+            Mode::Exclusive => self.holds.is_empty(),
+            Mode::Shared => self.used() < self.permits,
+            Mode::Counted(permits) => self.used() + readers + permits <= self.permits,
+        }
+    }
+
+    pub(super) fn satisfiable(&self, mode: Mode) -> bool {
+        mode.counted() <= self.permits
+    }
+
+    pub(super) fn next_token(&self, epoch: Epoch) -> Option<FencingToken> {
+        let token = (self.last + 1).max((epoch.get() << 32) + 1);
+        if token < epoch.ceiling() {
+            FencingToken::new(token)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn open_for_grants(&self, epoch: Epoch, now: i64) -> bool {
+        !self.sealed
+            && self.not_before <= now
+            && self.next_token(epoch).is_some()
+            && !self.has(Mode::Exclusive)
+    }
+
+    pub(super) fn add(
+        &mut self,
+        request: &Request,
+        token: FencingToken,
+        state: HoldState,
+        expires: i64,
+        now: i64,
+    ) -> Grant {
+        let Request {
+            id,
+            mode,
+            identity,
+            pod_uid,
+            ..
+        } = request.clone();
+        let hold = Hold {
+            id,
+            token,
+            mode,
+            state,
+            acquired: now,
+            renewed: now,
+            expires,
+            identity,
+            pod_uid,
+        };
+        let grant = grant_of(&hold, now);
+        self.last = token.get();
+        self.holds.push(hold);
+        grant
+    }
+
+    /// Renews a hold, never to an earlier end.
+    pub(super) fn extend(&mut self, id: &HolderId, state: HoldState, now: i64) -> Option<Grant> {
+        let (acquired, expires) = self.hold(id).map(|hold| (hold.acquired, hold.expires))?;
+        let till = self.lease_end(acquired, expires, now);
+        let hold = self.hold(id)?;
+        (hold.state, hold.renewed, hold.expires) = (state, now, till);
+        Some(grant_of(hold, now))
+    }
+
+    /// Takes over what is provisioned, unless it is an older generation of the same lock.
+    pub(super) fn configure(&mut self, store: &str, provision: &Provision) {
+        let same = self.lock_uid == provision.lock_uid;
+        if same && provision.generation < self.generation {
+            return;
+        }
+        self.sealed &= same;
+        (self.store, self.lock_uid) = (store.to_owned(), provision.lock_uid.clone());
+        (self.generation, self.permits) = (provision.generation, provision.permits);
+        (self.lease, self.max_hold) = (ms(provision.lease), provision.max_hold.map_or(0, ms));
+    }
+
+    /// Puts back the holds that etcd remembers and the record lacks; all of them pinned.
+    pub(super) fn put_back(&mut self, provision: &Provision, now: i64) {
+        for remembered in provision.holds.clone() {
+            if let Some(hold) = self.hold(&remembered.id) {
+                hold.state = HoldState::Pinned;
+                continue;
+            }
+            self.last = self.last.max(remembered.token.get());
+            self.holds.push(Hold {
+                id: remembered.id,
+                token: remembered.token,
+                mode: remembered.mode,
+                state: HoldState::Pinned,
+                acquired: now,
+                renewed: now,
+                expires: now + self.lease,
+                identity: remembered.identity,
+                pod_uid: remembered.pod_uid,
+            });
+        }
+    }
+}

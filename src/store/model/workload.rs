@@ -1,0 +1,269 @@
+//! What a workload may call.
+
+use std::time::Duration;
+
+use super::record::{Ended, duration, grant_of};
+use super::{Gate, HEARTBEAT_STALE_MS, Model, Waiter, ms};
+use crate::lease::{Acquired, Grant, HolderId, Released, Renewed, Request, Wait};
+use crate::store::HoldState;
+
+impl Model {
+    /// As [`crate::store::Store::acquire`].
+    pub fn acquire(&mut self, request: &Request) -> Acquired {
+        self.contend(request, false)
+    }
+
+    pub(super) fn contend(&mut self, request: &Request, delegated: bool) -> Acquired {
+        let now = self.now;
+        let Some(record) = self.load() else {
+            return Acquired::Unprovisioned;
+        };
+        let ended = record.ended(&request.id, now);
+        if let Some(hold) = record.hold(&request.id) {
+            if hold.state == HoldState::Offer && !delegated {
+                return record
+                    .extend(&request.id, HoldState::Held, now)
+                    .map_or(Acquired::Lost, Acquired::Granted);
+            }
+            return Acquired::Granted(grant_of(hold, now));
+        }
+        if ended.is_some() {
+            return Acquired::Lost;
+        }
+        if record.sealed {
+            return Acquired::Sealed;
+        }
+        let permits = record.permits;
+        if !record.satisfiable(request.mode) {
+            self.leave(&request.id);
+            return Acquired::Unsatisfiable { permits };
+        }
+        let Some(gate) = self.gate_of_record() else {
+            self.keep_place(request, delegated);
+            return Acquired::GateClosed;
+        };
+        self.contend_open(request, delegated, gate)
+    }
+
+    fn contend_open(&mut self, request: &Request, delegated: bool, gate: Gate) -> Acquired {
+        let now = self.now;
+        let Some(record) = &mut self.record else {
+            return Acquired::Unprovisioned;
+        };
+        let Some(token) = record.next_token(gate.epoch) else {
+            self.keep_place(request, delegated);
+            return Acquired::EpochExhausted;
+        };
+        let can = record.open_for_grants(gate.epoch, now) && record.fits(request.mode);
+        if self.queue.is_empty() && can {
+            let expires = record.lease_end(now, now, now);
+            return Acquired::Granted(record.add(request, token, HoldState::Held, expires, now));
+        }
+        if request.wait == Wait::No && !can {
+            self.leave(&request.id);
+            self.promote(None);
+            return Acquired::Busy {
+                retry: self.retry(None),
+            };
+        }
+        self.enqueue(request, delegated);
+        if let Some(grant) = self.promote(Some(&request.id)) {
+            return Acquired::Granted(grant);
+        }
+        match request.wait {
+            Wait::No => {
+                self.leave(&request.id);
+                Acquired::Busy {
+                    retry: self.retry(None),
+                }
+            }
+            Wait::For(time) => Acquired::Queued {
+                retry: self.retry(Some(ms(time))),
+            },
+            Wait::Forever => Acquired::Queued {
+                retry: self.retry(None),
+            },
+        }
+    }
+
+    /// An upper bound: the real record may ask to come earlier, at an end that is already past.
+    fn retry(&self, wait: Option<i64>) -> Duration {
+        let Some(record) = &self.record else {
+            return Duration::ZERO;
+        };
+        let at = self.now + record.refresh() / 3;
+        let quarantine = Some(record.not_before).filter(|t| *t > self.now);
+        let at = [quarantine, wait.map(|wait| self.now + wait)]
+            .into_iter()
+            .flatten()
+            .fold(at, i64::min);
+        duration((at - self.now).max(1))
+    }
+
+    fn place(&self, id: &HolderId) -> Option<usize> {
+        self.queue
+            .iter()
+            .position(|waiter| waiter.request.id == *id)
+    }
+
+    pub(super) fn leave(&mut self, id: &HolderId) {
+        self.queue.retain(|waiter| waiter.request.id != *id);
+    }
+
+    /// Where nothing can be granted to anyone, one that waits keeps its place by asking.
+    fn keep_place(&mut self, request: &Request, delegated: bool) {
+        if self.place(&request.id).is_some() {
+            self.enqueue(request, delegated);
+        }
+    }
+
+    fn enqueue(&mut self, request: &Request, delegated: bool) {
+        let now = self.now;
+        let Some(record) = &mut self.record else {
+            return;
+        };
+        let refresh = record.refresh();
+        self.queue
+            .retain(|waiter| waiter.request.id != request.id || !waiter.gone(now));
+        if !self
+            .queue
+            .iter()
+            .any(|waiter| waiter.request.id == request.id)
+        {
+            record.seq = (record.seq + 1).max(now * 1000);
+            let (request, seq) = (request.clone(), record.seq);
+            self.queue.push(Waiter {
+                request,
+                seq,
+                deadline: None,
+                refresh: None,
+                delegated,
+            });
+            self.queue
+                .sort_by_key(|w| (std::cmp::Reverse(w.request.priority), w.seq));
+        }
+        if let Some(at) = self.place(&request.id) {
+            self.queue[at].deadline = match request.wait {
+                Wait::Forever => None,
+                Wait::No => Some(now + 1),
+                Wait::For(time) => Some(now + ms(time).max(1)),
+            };
+            self.queue[at].refresh = (!self.queue[at].delegated).then_some(now + refresh);
+        }
+    }
+
+    /// Serves the queue from its head until one doesn't fit. `own` is granted, others get an offer.
+    pub(super) fn promote(&mut self, own: Option<&HolderId>) -> Option<Grant> {
+        let (now, gate) = (self.now, self.gate_of_record()?);
+        let record = self.record.as_mut()?;
+        let (mut at, mut granted) = (0, None);
+        while at < self.queue.len() && record.open_for_grants(gate.epoch, now) {
+            let waiter = &self.queue[at];
+            let mine = own == Some(&waiter.request.id);
+            let away = waiter.delegated && now > gate.heartbeat + HEARTBEAT_STALE_MS && !mine;
+            if waiter.gone(now) || !record.satisfiable(waiter.request.mode) {
+                self.queue.remove(at);
+            } else if away {
+                at += 1;
+            } else if !record.fits(waiter.request.mode) {
+                break;
+            } else {
+                let waiter = self.queue.remove(at);
+                let token = record.next_token(gate.epoch)?;
+                let (state, expires) = match (mine, waiter.deadline) {
+                    (true, _) => (HoldState::Held, record.lease_end(now, now, now)),
+                    (false, Some(deadline)) => {
+                        (HoldState::Offer, deadline.min(now + record.refresh()))
+                    }
+                    (false, None) => (HoldState::Offer, now + record.refresh()),
+                };
+                let grant = record.add(&waiter.request, token, state, expires, now);
+                granted = granted.or(mine.then_some(grant));
+            }
+        }
+        granted
+    }
+
+    /// As [`crate::store::Store::renew`], of one hold.
+    pub fn renew(&mut self, id: &HolderId) -> Renewed {
+        let now = self.now;
+        let Some(record) = self.load() else {
+            return Renewed::Unprovisioned;
+        };
+        let ended = record.ended(id, now);
+        let sealed = record.sealed;
+        match record.hold(id).map(|hold| hold.state) {
+            None if ended.is_some() => Renewed::Lost,
+            None => Renewed::NotHeld,
+            Some(HoldState::Pinned) => record
+                .extend(id, HoldState::Pinned, now)
+                .map_or(Renewed::Lost, Renewed::Held),
+            Some(_) if sealed => Renewed::Lost,
+            Some(_) => record
+                .extend(id, HoldState::Held, now)
+                .map_or(Renewed::Lost, Renewed::Held),
+        }
+    }
+
+    pub(super) fn finish(&mut self, id: &HolderId, how: Ended) {
+        let now = self.now;
+        if let Some(record) = &mut self.record {
+            record.end(id, how, now);
+        }
+        self.promote(None);
+    }
+
+    /// As [`crate::store::Store::release`].
+    pub fn release(&mut self, id: &HolderId) -> Released {
+        let now = self.now;
+        let before = self.record.as_ref().map_or(0, |record| record.holds.len());
+        let Some(record) = self.load() else {
+            return Released::Unprovisioned;
+        };
+        let swept = record.holds.len() != before;
+        let ended = record.ended(id, now);
+        match record.hold(id).map(|hold| hold.state) {
+            Some(HoldState::Pinned) => return Released::Pinned,
+            Some(_) => {
+                self.finish(id, Ended::Released);
+                return Released::Released;
+            }
+            None if swept => {
+                self.promote(None);
+            }
+            None => {}
+        }
+        match ended {
+            Some(Ended::Released) => Released::Released,
+            Some(Ended::Expired) => Released::Lost,
+            Some(Ended::Cancelled) => Released::Cancelled,
+            None => Released::NotHeld,
+        }
+    }
+
+    /// As [`crate::store::Store::cancel`].
+    pub fn cancel(&mut self, id: &HolderId) -> Released {
+        let now = self.now;
+        let Some(record) = self.load() else {
+            return Released::Unprovisioned;
+        };
+        match record.hold(id).map(|hold| hold.state) {
+            Some(HoldState::Pinned) => return Released::Pinned,
+            Some(_) => self.finish(id, Ended::Cancelled),
+            None => self.leave_for_good(id, Ended::Cancelled, now),
+        }
+        Released::Cancelled
+    }
+
+    pub(super) fn leave_for_good(&mut self, id: &HolderId, how: Ended, now: i64) {
+        self.leave(id);
+        if let Some(record) = self
+            .record
+            .as_mut()
+            .filter(|record| record.ended(id, now).is_none())
+        {
+            record.remember(id.clone(), how, now);
+        }
+        self.promote(None);
+    }
+}
