@@ -32,18 +32,10 @@ impl Cost {
     }
 
     fn print(&self, what: &str) {
-        let inner: Vec<String> = self
-            .calls
-            .iter()
-            .map(|(name, calls)| format!("{name} {:.2}", calls / CALLS))
-            .collect();
+        let inner: Vec<String> =
+            self.calls.iter().map(|(name, calls)| format!("{name} {:.2}", calls / CALLS)).collect();
         let total: f64 = self.calls.values().sum();
-        println!(
-            "  {what:<36}{:>7.1}{:>10.2}  {}",
-            self.micros / CALLS,
-            total / CALLS,
-            inner.join(", ")
-        );
+        println!("  {what:<36}{:>7.1}{:>10.2}  {}", self.micros / CALLS, total / CALLS, inner.join(", "));
     }
 }
 
@@ -73,23 +65,15 @@ impl Steps {
     async fn batch(&mut self, server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
         let first = (0..LOCKS).map(|_| holder()).collect::<Result<Vec<_>>>()?;
         let second = (0..LOCKS).map(|_| holder()).collect::<Result<Vec<_>>>()?;
-        each_lock!(server, self.acquire, "fcall", |lock| ours
-            .acquire(lock, &first[lock]));
-        each_lock!(server, self.renew, "fcall", |lock| ours
-            .renew(lock, &first[lock]));
-        each_lock!(server, self.queue, "fcall", |lock| ours
-            .queue(lock, &second[lock]));
-        each_lock!(server, self.hand_over, "fcall", |lock| ours
-            .release(lock, &first[lock]));
-        each_lock!(server, self.accept, "fcall", |lock| ours
-            .acquire(lock, &second[lock]));
-        each_lock!(server, self.release, "fcall", |lock| ours
-            .release(lock, &second[lock]));
+        each_lock!(server, self.acquire, "fcall", |lock| ours.acquire(lock, &first[lock]));
+        each_lock!(server, self.renew, "fcall", |lock| ours.renew(lock, &first[lock]));
+        each_lock!(server, self.queue, "fcall", |lock| ours.queue(lock, &second[lock]));
+        each_lock!(server, self.hand_over, "fcall", |lock| ours.release(lock, &first[lock]));
+        each_lock!(server, self.accept, "fcall", |lock| ours.acquire(lock, &second[lock]));
+        each_lock!(server, self.release, "fcall", |lock| ours.release(lock, &second[lock]));
         let ids: Vec<String> = (0..LOCKS).map(|_| fresh_id()).collect();
-        each_lock!(server, self.set, "set", |lock| floor
-            .acquire(lock, &ids[lock]));
-        each_lock!(server, self.compare_and_delete, "evalsha", |lock| floor
-            .release(lock, &ids[lock]));
+        each_lock!(server, self.set, "set", |lock| floor.acquire(lock, &ids[lock]));
+        each_lock!(server, self.compare_and_delete, "evalsha", |lock| floor.release(lock, &ids[lock]));
         Ok(())
     }
 }

@@ -7,7 +7,8 @@ use redis::aio::ConnectionManager;
 use crate::server::Server;
 use crate::{Side, fresh_id};
 
-const COMPARE_AND_DELETE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
+const COMPARE_AND_DELETE: &str =
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
 
 #[derive(Clone)]
 pub(crate) struct Floor {
@@ -22,10 +23,7 @@ fn key(lock: usize) -> String {
 impl Floor {
     pub(crate) async fn set_up(server: &Server) -> Result<Self> {
         let mut connection = server.manager()?;
-        let sha = Script::new(COMPARE_AND_DELETE)
-            .prepare_invoke()
-            .load_async(&mut connection)
-            .await?;
+        let sha = Script::new(COMPARE_AND_DELETE).prepare_invoke().load_async(&mut connection).await?;
         Ok(Self { connection, sha })
     }
 

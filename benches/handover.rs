@@ -45,12 +45,7 @@ struct Leases {
 impl Leases {
     async fn connect(server: &Server) -> Result<Self> {
         let (subscribe, inbox) = server.client()?.get_async_pubsub().await?.split();
-        Ok(Self {
-            holder: Ours::connect(server)?,
-            waiter: Ours::connect(server)?,
-            subscribe,
-            inbox: Some(inbox),
-        })
+        Ok(Self { holder: Ours::connect(server)?, waiter: Ours::connect(server)?, subscribe, inbox: Some(inbox) })
     }
 
     async fn round(&mut self, server: &Server) -> Result<Sample> {
@@ -63,11 +58,7 @@ impl Leases {
 
     async fn hand_over(&mut self, server: &Server) -> Result<Duration> {
         let (first, second) = (holder()?, holder()?);
-        let channel = format!(
-            "{PREFIX}:{{{}}}:inbox:{}",
-            self.waiter.key(LOCK),
-            second.as_str()
-        );
+        let channel = format!("{PREFIX}:{{{}}}:inbox:{}", self.waiter.key(LOCK), second.as_str());
         self.subscribe.subscribe(&channel).await?;
         self.holder.acquire(LOCK, &first).await?;
         self.waiter.queue(LOCK, &second).await?;
@@ -84,11 +75,7 @@ impl Leases {
     }
 }
 
-async fn wait(
-    waiter: Ours,
-    mut inbox: PubSubStream,
-    id: HolderId,
-) -> Result<(Instant, PubSubStream)> {
+async fn wait(waiter: Ours, mut inbox: PubSubStream, id: HolderId) -> Result<(Instant, PubSubStream)> {
     inbox.next().await.context("the inbox closed")?;
     waiter.acquire(LOCK, &id).await?;
     Ok((Instant::now(), inbox))
@@ -104,10 +91,7 @@ impl List {
     const KEY: &str = "floor:list";
 
     fn connect(server: &Server) -> Result<Self> {
-        Ok(Self {
-            holder: server.manager()?,
-            waiter: server.manager()?,
-        })
+        Ok(Self { holder: server.manager()?, waiter: server.manager()? })
     }
 
     async fn round(&mut self, server: &Server) -> Result<Sample> {
@@ -125,21 +109,13 @@ impl List {
             ensure!(asked.elapsed() < LIMIT, "BLPOP doesn't block");
         }
         let start = Instant::now();
-        let _: i64 = redis::cmd("LPUSH")
-            .arg(Self::KEY)
-            .arg("1")
-            .query_async(&mut self.holder)
-            .await?;
+        let _: i64 = redis::cmd("LPUSH").arg(Self::KEY).arg("1").query_async(&mut self.holder).await?;
         let popped = tokio::time::timeout(LIMIT, waiting).await???;
         Ok(popped - start)
     }
 }
 
 async fn pop(mut waiter: ConnectionManager) -> Result<Instant> {
-    let _: (String, String) = redis::cmd("BLPOP")
-        .arg(List::KEY)
-        .arg(1)
-        .query_async(&mut waiter)
-        .await?;
+    let _: (String, String) = redis::cmd("BLPOP").arg(List::KEY).arg(1).query_async(&mut waiter).await?;
     Ok(Instant::now())
 }

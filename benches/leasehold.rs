@@ -39,9 +39,7 @@ fn fresh_id() -> String {
 }
 
 fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run())
 }
 
@@ -64,18 +62,10 @@ fn millis(pick: fn(&Sample) -> Duration) -> impl Fn(&Sample) -> f64 {
 }
 
 async fn one_client(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
-    let load = Load {
-        tasks: 1,
-        time: ROUND_TIME,
-    };
+    let load = Load { tasks: 1, time: ROUND_TIME };
     let both = compare(server, ours, floor, load).await?;
-    let mut table =
-        Table::new("One client, acquire and release, against SET NX PX and compare-and-delete");
-    table.row(
-        "a pair, p50, ms",
-        both.medians(millis(|s| s.p50)),
-        Some(Bound::AtMost(1.2)),
-    );
+    let mut table = Table::new("One client, acquire and release, against SET NX PX and compare-and-delete");
+    table.row("a pair, p50, ms", both.medians(millis(|s| s.p50)), Some(Bound::AtMost(1.2)));
     table.row("a pair, p99, ms", both.medians(millis(|s| s.p99)), None);
     table.row("pairs a second", both.medians(|s| s.per_second), None);
     table.print();
@@ -83,28 +73,13 @@ async fn one_client(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
 }
 
 async fn many_tasks(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
-    let load = Load {
-        tasks: LOCKS,
-        time: ROUND_TIME,
-    };
+    let load = Load { tasks: LOCKS, time: ROUND_TIME };
     let both = compare(server, ours, floor, load).await?;
     let mut table = Table::new("64 tasks on 64 locks, one connection");
-    table.row(
-        "pairs a second",
-        both.medians(|s| s.per_second),
-        Some(Bound::AtLeast(0.25)),
-    );
-    table.row(
-        "  the aim",
-        both.medians(|s| s.per_second),
-        Some(Bound::AtLeast(0.4)),
-    );
+    table.row("pairs a second", both.medians(|s| s.per_second), Some(Bound::AtLeast(0.25)));
+    table.row("  the aim", both.medians(|s| s.per_second), Some(Bound::AtLeast(0.4)));
     table.row("Redis CPU a pair, µs", both.medians(|s| s.cpu_micros), None);
-    table.row(
-        "pairs a Redis CPU second",
-        both.medians(|s| 1e6 / s.cpu_micros),
-        Some(Bound::AtLeast(0.25)),
-    );
+    table.row("pairs a Redis CPU second", both.medians(|s| 1e6 / s.cpu_micros), Some(Bound::AtLeast(0.25)));
     table.row("a pair, p99, ms", both.medians(millis(|s| s.p99)), None);
     table.print();
     Ok(())
@@ -113,16 +88,8 @@ async fn many_tasks(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
 async fn hand_over(server: &Server) -> Result<()> {
     let both = handover::compare(server).await?;
     let mut table = Table::new("Hand-over to a waiter, against LPUSH to a blocked BLPOP");
-    table.row(
-        "p50, ms",
-        both.medians(millis(|s| s.p50)),
-        Some(Bound::AtMost(2.0)),
-    );
-    table.row(
-        "p99, ms",
-        both.medians(millis(|s| s.p99)),
-        Some(Bound::AtMost(4.0)),
-    );
+    table.row("p50, ms", both.medians(millis(|s| s.p50)), Some(Bound::AtMost(2.0)));
+    table.row("p99, ms", both.medians(millis(|s| s.p99)), Some(Bound::AtMost(4.0)));
     table.print();
     Ok(())
 }

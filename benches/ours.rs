@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use leasehold::lease::{
-    Acquired, Epoch, HolderId, LockKey, Mode, Released, Renewed, Request, Wait,
-};
+use leasehold::lease::{Acquired, Epoch, HolderId, LockKey, Mode, Released, Renewed, Request, Wait};
 use leasehold::store::{Control, LIBRARY_SOURCE, Opening, Provision, Store};
 
 use crate::server::Server;
@@ -21,14 +19,7 @@ pub(crate) struct Ours {
 
 fn request(id: &HolderId, wait: Wait) -> Request {
     let identity = "pod/report-7c9d8b6f5d-x2k8z".to_owned();
-    Request {
-        id: id.clone(),
-        mode: Mode::Counted(1),
-        priority: 0,
-        wait,
-        identity,
-        pod_uid: None,
-    }
+    Request { id: id.clone(), mode: Mode::Counted(1), priority: 0, wait, identity, pod_uid: None }
 }
 
 fn provision(number: usize) -> Provision {
@@ -57,18 +48,8 @@ impl Ours {
         ours.store.load_library(LIBRARY_SOURCE).await?;
         let control = Control::new(ours.store.clone(), format!("{:036x}", 1), 1);
         let seen = control.heartbeat().await??;
-        let epoch = seen
-            .epoch
-            .next()
-            .context("no epoch is left")?
-            .max(Epoch::at_least_since_2026(0));
-        control
-            .open(&Opening {
-                run_id: seen.run_id,
-                replid: seen.replid,
-                epoch,
-            })
-            .await??;
+        let epoch = seen.epoch.next().context("no epoch is left")?.max(Epoch::at_least_since_2026(0));
+        control.open(&Opening { run_id: seen.run_id, replid: seen.replid, epoch }).await??;
         for (number, lock) in ours.locks.iter().enumerate() {
             control.provision(lock, &provision(number)).await??;
         }
@@ -79,10 +60,7 @@ impl Ours {
     pub(crate) fn connect(server: &Server) -> Result<Self> {
         let store = Store::connect(&server.endpoint(), PREFIX)?;
         let locks = (0..LOCKS).map(|number| LockKey::new("bench", &format!("lock-{number}")));
-        Ok(Self {
-            store,
-            locks: locks.collect::<Result<_, _>>()?,
-        })
+        Ok(Self { store, locks: locks.collect::<Result<_, _>>()? })
     }
 
     pub(crate) fn key(&self, lock: usize) -> &LockKey {
@@ -90,45 +68,28 @@ impl Ours {
     }
 
     pub(crate) async fn acquire(&self, lock: usize, id: &HolderId) -> Result<()> {
-        match self
-            .store
-            .acquire(self.key(lock), &request(id, Wait::No))
-            .await?
-        {
+        match self.store.acquire(self.key(lock), &request(id, Wait::No)).await? {
             Acquired::Granted(_) => Ok(()),
             other => bail!("lock {lock} was not granted: {other:?}"),
         }
     }
 
     pub(crate) async fn queue(&self, lock: usize, id: &HolderId) -> Result<()> {
-        match self
-            .store
-            .acquire(self.key(lock), &request(id, Wait::Forever))
-            .await?
-        {
+        match self.store.acquire(self.key(lock), &request(id, Wait::Forever)).await? {
             Acquired::Queued { .. } => Ok(()),
             other => bail!("lock {lock} did not queue: {other:?}"),
         }
     }
 
     pub(crate) async fn renew(&self, lock: usize, id: &HolderId) -> Result<()> {
-        let answers = self
-            .store
-            .renew(&[(self.key(lock).clone(), id.clone())])
-            .await?;
-        ensure!(
-            matches!(answers[..], [Renewed::Held(_)]),
-            "lock {lock} was not renewed: {answers:?}"
-        );
+        let answers = self.store.renew(&[(self.key(lock).clone(), id.clone())]).await?;
+        ensure!(matches!(answers[..], [Renewed::Held(_)]), "lock {lock} was not renewed: {answers:?}");
         Ok(())
     }
 
     pub(crate) async fn release(&self, lock: usize, id: &HolderId) -> Result<()> {
         let answer = self.store.release(self.key(lock), id).await?;
-        ensure!(
-            answer == Released::Released,
-            "lock {lock} was not released: {answer:?}"
-        );
+        ensure!(answer == Released::Released, "lock {lock} was not released: {answer:?}");
         Ok(())
     }
 }

@@ -57,12 +57,7 @@ impl Rounds {
 }
 
 /// Alternating rounds, after one of each that isn't counted: it fills the memory of finished ids.
-pub(crate) async fn compare(
-    server: &Server,
-    ours: &impl Side,
-    floor: &impl Side,
-    load: Load,
-) -> Result<Rounds> {
+pub(crate) async fn compare(server: &Server, ours: &impl Side, floor: &impl Side, load: Load) -> Result<Rounds> {
     round(server, ours, load).await?;
     round(server, floor, load).await?;
     let mut rounds = Rounds::default();
@@ -84,11 +79,7 @@ async fn round(server: &Server, side: &impl Side, load: Load) -> Result<Sample> 
     while let Some(task) = tasks.join_next().await {
         times.append(&mut task??);
     }
-    Ok(Sample::new(
-        times,
-        start.elapsed(),
-        server.cpu().await?.saturating_sub(cpu),
-    ))
+    Ok(Sample::new(times, start.elapsed(), server.cpu().await?.saturating_sub(cpu)))
 }
 
 async fn pairs(side: impl Side, lock: usize, end: Instant) -> Result<Vec<Duration>> {

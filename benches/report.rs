@@ -33,10 +33,7 @@ fn number(value: f64) -> String {
 
 impl Table {
     pub(crate) fn new(title: &'static str) -> Self {
-        Self {
-            title,
-            rows: Vec::new(),
-        }
+        Self { title, rows: Vec::new() }
     }
 
     /// A measured value of both sides, ours first.
@@ -44,17 +41,12 @@ impl Table {
         let ratio = ours / floor;
         let verdict = bound.map_or_else(String::new, |bound| bound.judge(ratio));
         let (ours, floor) = (number(ours), number(floor));
-        self.rows.push(format!(
-            "  {what:<28}{ours:>12}{floor:>12}{ratio:>9.2}x  {verdict}"
-        ));
+        self.rows.push(format!("  {what:<28}{ours:>12}{floor:>12}{ratio:>9.2}x  {verdict}"));
     }
 
     pub(crate) fn print(&self) {
         println!("{}", self.title);
-        println!(
-            "  {:<28}{:>12}{:>12}{:>10}  target",
-            "", "ours", "floor", "ratio"
-        );
+        println!("  {:<28}{:>12}{:>12}{:>10}  target", "", "ours", "floor", "ratio");
         for row in &self.rows {
             println!("{}", row.trim_end());
         }

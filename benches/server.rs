@@ -32,16 +32,7 @@ impl Server {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let port_arg = port.to_string();
         let mut child = Command::new("redis-server")
-            .args([
-                "--port",
-                port_arg.as_str(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
+            .args(["--port", port_arg.as_str(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .stdout(Stdio::null())
             .spawn()
             .context("redis-server (7.0 or newer) must be installed")?;
@@ -68,26 +59,17 @@ impl Server {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(1)))
             .set_response_timeout(Some(Duration::from_secs(2)));
-        Ok(ConnectionManager::new_lazy_with_config(
-            self.client()?,
-            config,
-        )?)
+        Ok(ConnectionManager::new_lazy_with_config(self.client()?, config)?)
     }
 
     async fn info(&self, section: &str) -> Result<String> {
-        Ok(redis::cmd("INFO")
-            .arg(section)
-            .query_async(&mut self.look.clone())
-            .await?)
+        Ok(redis::cmd("INFO").arg(section).query_async(&mut self.look.clone()).await?)
     }
 
     async fn field(&self, section: &str, name: &str) -> Result<String> {
         let info = self.info(section).await?;
-        let line = info
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(|value| value.trim().to_owned())
-            .with_context(|| format!("INFO {section} has no {name}"))
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(|value| value.trim().to_owned()).with_context(|| format!("INFO {section} has no {name}"))
     }
 
     pub(crate) async fn version(&self) -> Result<String> {
@@ -107,19 +89,14 @@ impl Server {
     }
 
     pub(crate) async fn reset_stats(&self) -> Result<()> {
-        Ok(redis::cmd("CONFIG")
-            .arg("RESETSTAT")
-            .query_async(&mut self.look.clone())
-            .await?)
+        Ok(redis::cmd("CONFIG").arg("RESETSTAT").query_async(&mut self.look.clone()).await?)
     }
 
     /// What each command has cost since the last reset, that reset left out.
     pub(crate) async fn command_stats(&self) -> Result<BTreeMap<String, CommandStat>> {
         let info = self.info("commandstats").await?;
         let stats = info.lines().filter_map(command_stat);
-        Ok(stats
-            .filter(|(name, _)| name != "config|resetstat")
-            .collect())
+        Ok(stats.filter(|(name, _)| name != "config|resetstat").collect())
     }
 }
 
@@ -134,9 +111,7 @@ impl Drop for Server {
 
 fn client(port: u16) -> Result<Client> {
     let info = ("127.0.0.1", port).into_connection_info()?;
-    Ok(Client::open(info.set_tcp_settings(
-        TcpSettings::default().set_nodelay(true),
-    ))?)
+    Ok(Client::open(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)))?)
 }
 
 async fn ready(port: u16) -> Result<MultiplexedConnection> {
@@ -144,10 +119,7 @@ async fn ready(port: u16) -> Result<MultiplexedConnection> {
     loop {
         match client(port)?.get_multiplexed_async_connection().await {
             Ok(connection) => return Ok(connection),
-            Err(error) => ensure!(
-                started.elapsed() < START_LIMIT,
-                "redis-server doesn't answer: {error}"
-            ),
+            Err(error) => ensure!(started.elapsed() < START_LIMIT, "redis-server doesn't answer: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -155,16 +127,6 @@ async fn ready(port: u16) -> Result<MultiplexedConnection> {
 
 fn command_stat(line: &str) -> Option<(String, CommandStat)> {
     let (name, values) = line.strip_prefix("cmdstat_")?.split_once(':')?;
-    let value = |key: &str| {
-        values
-            .split(',')
-            .find_map(|pair| pair.strip_prefix(key)?.parse().ok())
-    };
-    Some((
-        name.to_owned(),
-        CommandStat {
-            calls: value("calls=")?,
-            micros: value("usec=")?,
-        },
-    ))
+    let value = |key: &str| values.split(',').find_map(|pair| pair.strip_prefix(key)?.parse().ok());
+    Some((name.to_owned(), CommandStat { calls: value("calls=")?, micros: value("usec=")? }))
 }

@@ -33,11 +33,7 @@ struct Shared {
 ///
 /// # Errors
 /// What the listener says.
-pub async fn serve(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    readiness: Readiness,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: Readiness) -> std::io::Result<()> {
     let routes = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
@@ -50,11 +46,7 @@ async fn readyz(State(shared): State<Shared>) -> Response {
     if shared.readiness.0.load(Ordering::Acquire) {
         "ok".into_response()
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the API server has not been reached yet",
-        )
-            .into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "the API server has not been reached yet").into_response()
     }
 }
 

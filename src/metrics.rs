@@ -66,53 +66,20 @@ impl Metrics {
         let stores = Family::<StoreName, Gauge<i64, AtomicI64>>::default();
         let status_writes = Counter::default();
         let renewals = Family::<RenewalResult, Counter>::default();
-        registry.register(
-            "reconcile_duration_seconds",
-            "Time of one look at an object",
-            reconciles.clone(),
-        );
-        registry.register(
-            "reconcile_failures",
-            "Looks that failed, by cause",
-            failures.clone(),
-        );
-        registry.register(
-            "store_ready",
-            "1 while the gate of a LockStore is open for this controller",
-            stores.clone(),
-        );
-        registry.register(
-            "status_writes",
-            "Statuses written to the API server",
-            status_writes.clone(),
-        );
-        registry.register(
-            "renewals",
-            "Renewals of delegated holds, by result",
-            renewals.clone(),
-        );
+        registry.register("reconcile_duration_seconds", "Time of one look at an object", reconciles.clone());
+        registry.register("reconcile_failures", "Looks that failed, by cause", failures.clone());
+        registry.register("store_ready", "1 while the gate of a LockStore is open for this controller", stores.clone());
+        registry.register("status_writes", "Statuses written to the API server", status_writes.clone());
+        registry.register("renewals", "Renewals of delegated holds, by result", renewals.clone());
         let counter = |result| renewals.get_or_create(&RenewalResult { result }).clone();
-        let renewals = RenewalCounters {
-            renewed: counter("renewed"),
-            missing: counter("missing"),
-            failed: counter("failed"),
-        };
-        Arc::new(Self {
-            registry,
-            reconciles,
-            failures,
-            stores,
-            status_writes,
-            renewals,
-        })
+        let renewals =
+            RenewalCounters { renewed: counter("renewed"), missing: counter("missing"), failed: counter("failed") };
+        Arc::new(Self { registry, reconciles, failures, stores, status_writes, renewals })
     }
 
     /// Observes the time from now until the guard is dropped.
     pub fn reconcile(&self, kind: &'static str) -> impl Drop + use<> {
-        Timer {
-            histogram: self.reconciles.get_or_create(&Kind { kind }).clone(),
-            start: Instant::now(),
-        }
+        Timer { histogram: self.reconciles.get_or_create(&Kind { kind }).clone(), start: Instant::now() }
     }
 
     /// A look has failed.
@@ -122,11 +89,7 @@ impl Metrics {
 
     /// A store's gate is open for this controller, or not.
     pub fn store_ready(&self, store: &str, ready: bool) {
-        self.stores
-            .get_or_create(&StoreName {
-                store: store.to_owned(),
-            })
-            .set(i64::from(ready));
+        self.stores.get_or_create(&StoreName { store: store.to_owned() }).set(i64::from(ready));
     }
 
     /// All of them as text.

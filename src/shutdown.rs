@@ -7,10 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// # Errors
 /// If the handlers can't be installed.
 pub fn asked() -> std::io::Result<impl Future<Output = ()> + Send> {
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -13,9 +13,7 @@ use super::{Condition, LockMode, MAX_SAFE, MAX_SECONDS, seconds};
 const MAX_LOCKS: usize = 1;
 
 /// What a LockClaim asks for. Which locks, for whom and with which priority can't be changed: make another claim.
-#[derive(
-    Debug, Clone, Default, PartialEq, Eq, CustomResource, KubeSchema, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
     group = "leasehold.dev",
     version = "v1alpha1",
@@ -37,12 +35,7 @@ const MAX_LOCKS: usize = 1;
         json_path = ".status.conditions[?(@.type==\"Held\")].status",
         description = "Whether it holds"
     ),
-    printcolumn(
-        name = "Locks",
-        type_ = "string",
-        json_path = ".status.lockNames",
-        description = "What it asks for"
-    ),
+    printcolumn(name = "Locks", type_ = "string", json_path = ".status.lockNames", description = "What it asks for"),
     printcolumn(
         name = "Token",
         type_ = "integer",
@@ -55,11 +48,7 @@ const MAX_LOCKS: usize = 1;
         json_path = ".status.conditions[?(@.type==\"Held\")].reason",
         description = "Why it holds or not"
     ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Pod",
         type_ = "string",
@@ -128,10 +117,7 @@ pub struct LockClaimSpec {
     .message("set permits or mode, not both: a mode doesn't count permits"))]
 pub struct LockRequest {
     /// The name of a DistributedLock in the same namespace. It may be created later.
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
-    )]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
     /// How many permits to take, up to 10000. Absent, and without a mode: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -239,21 +225,14 @@ pub struct ClaimedLock {
 impl LockRequest {
     /// A request for one permit.
     pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            permits: None,
-            mode: None,
-        }
+        Self { name: name.into(), permits: None, mode: None }
     }
 }
 
 impl LockClaimSpec {
     /// A claim for one permit of a lock, that waits for ever.
     pub fn for_lock(name: impl Into<String>) -> Self {
-        Self {
-            locks: vec![LockRequest::new(name)],
-            ..Self::default()
-        }
+        Self { locks: vec![LockRequest::new(name)], ..Self::default() }
     }
 }
 
@@ -275,12 +254,7 @@ impl LockClaim {
 
     /// The names of its locks as the status shows them.
     pub fn lock_names(&self) -> String {
-        let names: Vec<&str> = self
-            .spec
-            .locks
-            .iter()
-            .map(|lock| lock.name.as_str())
-            .collect();
+        let names: Vec<&str> = self.spec.locks.iter().map(|lock| lock.name.as_str()).collect();
         names.join(",")
     }
 
@@ -289,12 +263,7 @@ impl LockClaim {
         let holder = self.spec.holder_ref.as_ref();
         if self.spec.locks.len() > MAX_LOCKS {
             Some("spec.locks")
-        } else if self
-            .spec
-            .locks
-            .iter()
-            .any(|lock| lock.mode == Some(LockMode::Unknown))
-        {
+        } else if self.spec.locks.iter().any(|lock| lock.mode == Some(LockMode::Unknown)) {
             Some("spec.locks.mode")
         } else if holder.is_some_and(|h| h.kind == HolderKind::Unknown || !h.api_group.is_empty()) {
             Some("spec.holderRef.kind")
@@ -318,14 +287,7 @@ mod tests {
     fn a_claim_for_a_lock_waits_for_ever_and_takes_one_permit() {
         let claim = claim(json!({"locks": [{"name": "db-migrate"}]}));
         assert_eq!(claim.spec, LockClaimSpec::for_lock("db-migrate"));
-        assert_eq!(
-            (
-                claim.wait_timeout(),
-                claim.max_hold(),
-                claim.ttl_after_finished()
-            ),
-            (None, None, None)
-        );
+        assert_eq!((claim.wait_timeout(), claim.max_hold(), claim.ttl_after_finished()), (None, None, None));
         assert_eq!(claim.lock_names(), "db-migrate");
     }
 
@@ -338,14 +300,8 @@ mod tests {
     #[test]
     fn values_of_a_newer_release_are_read_and_reported() {
         for (spec, field) in [
-            (
-                json!({"locks": [{"name": "a", "mode": "Upgradable"}]}),
-                "spec.locks.mode",
-            ),
-            (
-                json!({"locks": [{"name": "a"}, {"name": "b"}]}),
-                "spec.locks",
-            ),
+            (json!({"locks": [{"name": "a", "mode": "Upgradable"}]}), "spec.locks.mode"),
+            (json!({"locks": [{"name": "a"}, {"name": "b"}]}), "spec.locks"),
             (
                 json!({"locks": [{"name": "a"}], "holderRef": {"kind": "Job", "name": "j", "uid": "u", "apiGroup": "batch"}}),
                 "spec.holderRef.kind",
@@ -353,9 +309,6 @@ mod tests {
         ] {
             assert_eq!(claim(spec).unsupported_value(), Some(field));
         }
-        assert_eq!(
-            claim(json!({"locks": [{"name": "a", "mode": "Shared"}]})).unsupported_value(),
-            None
-        );
+        assert_eq!(claim(json!({"locks": [{"name": "a", "mode": "Shared"}]})).unsupported_value(), None);
     }
 }

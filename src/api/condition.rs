@@ -141,10 +141,7 @@ impl From<bool> for ConditionStatus {
 pub struct Condition {
     /// What the condition is about, such as Ready or Held.
     #[serde(rename = "type")]
-    #[schemars(
-        length(min = 1, max = 316),
-        regex(pattern = r"^[A-Za-z][A-Za-z0-9./-]*$")
-    )]
+    #[schemars(length(min = 1, max = 316), regex(pattern = r"^[A-Za-z][A-Za-z0-9./-]*$"))]
     pub type_: String,
     /// True, False or Unknown.
     pub status: ConditionStatus,
@@ -155,10 +152,7 @@ pub struct Condition {
     /// When the status last changed.
     pub last_transition_time: Time,
     /// Why, in one CamelCase word, for programs.
-    #[schemars(
-        length(min = 1, max = 128),
-        regex(pattern = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
-    )]
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"))]
     pub reason: String,
     /// Why, in a sentence, for people.
     #[schemars(length(max = MAX_MESSAGE))]
@@ -196,10 +190,7 @@ pub fn set(
         reason: reason.to_owned(),
         message: message.chars().take(MAX_MESSAGE).collect(),
     };
-    let Some(old) = conditions
-        .iter_mut()
-        .find(|condition| condition.type_ == type_)
-    else {
+    let Some(old) = conditions.iter_mut().find(|condition| condition.type_ == type_) else {
         conditions.push(new);
         return true;
     };
@@ -222,34 +213,10 @@ mod tests {
     #[test]
     fn the_transition_time_moves_only_when_the_status_does() {
         let mut conditions = Vec::new();
-        assert!(set(
-            &mut conditions,
-            types::READY,
-            false,
-            "StoreNotFound",
-            "no store",
-            Some(1),
-            at(10)
-        ));
-        assert!(set(
-            &mut conditions,
-            types::READY,
-            false,
-            "StoreNotReady",
-            "not yet",
-            Some(2),
-            at(20)
-        ));
+        assert!(set(&mut conditions, types::READY, false, "StoreNotFound", "no store", Some(1), at(10)));
+        assert!(set(&mut conditions, types::READY, false, "StoreNotReady", "not yet", Some(2), at(20)));
         assert_eq!(conditions[0].last_transition_time, Time(at(10)));
-        assert!(set(
-            &mut conditions,
-            types::READY,
-            true,
-            "Ready",
-            "",
-            Some(2),
-            at(30)
-        ));
+        assert!(set(&mut conditions, types::READY, true, "Ready", "", Some(2), at(30)));
         assert_eq!(conditions[0].last_transition_time, Time(at(30)));
         assert_eq!(conditions.len(), 1);
     }
@@ -257,49 +224,17 @@ mod tests {
     #[test]
     fn setting_the_same_again_changes_nothing() {
         let mut conditions = Vec::new();
-        set(
-            &mut conditions,
-            types::HELD,
-            true,
-            "Held",
-            "by a pod",
-            Some(1),
-            at(10),
-        );
+        set(&mut conditions, types::HELD, true, "Held", "by a pod", Some(1), at(10));
         let before = conditions.clone();
-        assert!(!set(
-            &mut conditions,
-            types::HELD,
-            true,
-            "Held",
-            "by a pod",
-            Some(1),
-            at(99)
-        ));
+        assert!(!set(&mut conditions, types::HELD, true, "Held", "by a pod", Some(1), at(99)));
         assert_eq!(conditions, before);
-        assert!(set(
-            &mut conditions,
-            types::HELD,
-            true,
-            "Held",
-            "by a pod",
-            Some(2),
-            at(99)
-        ));
+        assert!(set(&mut conditions, types::HELD, true, "Held", "by a pod", Some(2), at(99)));
     }
 
     #[test]
     fn a_message_is_cut_to_what_the_schema_allows() {
         let mut conditions = Vec::new();
-        set(
-            &mut conditions,
-            types::READY,
-            false,
-            "Unreachable",
-            &"ü".repeat(5000),
-            None,
-            at(1),
-        );
+        set(&mut conditions, types::READY, false, "Unreachable", &"ü".repeat(5000), None, at(1));
         assert_eq!(conditions[0].message.chars().count(), MAX_MESSAGE);
     }
 
@@ -307,15 +242,7 @@ mod tests {
     fn an_absent_or_unknown_condition_is_not_true() {
         let mut conditions = Vec::new();
         assert!(!is_true(&conditions, types::HELD));
-        set(
-            &mut conditions,
-            types::HELD,
-            ConditionStatus::Unknown,
-            "Pending",
-            "",
-            None,
-            at(1),
-        );
+        set(&mut conditions, types::HELD, ConditionStatus::Unknown, "Pending", "", None, at(1));
         assert!(!is_true(&conditions, types::HELD));
         set(&mut conditions, types::HELD, true, "Held", "", None, at(2));
         assert!(is_true(&conditions, types::HELD));

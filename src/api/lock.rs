@@ -236,12 +236,8 @@ impl DistributedLock {
 
     /// The longest lease that may still be believed anywhere: as etcd remembers it, and at least the present one.
     pub fn longest_lease(&self) -> Duration {
-        let remembered = self
-            .status
-            .as_ref()
-            .and_then(|status| status.longest_lease_seconds);
-        self.lease_duration()
-            .max(remembered.map_or(Duration::ZERO, seconds))
+        let remembered = self.status.as_ref().and_then(|status| status.longest_lease_seconds);
+        self.lease_duration().max(remembered.map_or(Duration::ZERO, seconds))
     }
 
     /// The field whose value this release doesn't know, if there is one.
@@ -261,10 +257,7 @@ mod tests {
     fn an_empty_spec_is_a_mutex_of_fifteen_seconds() {
         let lock = DistributedLock::new("a", serde_json::from_value(json!({})).unwrap());
         assert_eq!(lock.spec, DistributedLockSpec::default());
-        assert_eq!(
-            (lock.permits(), lock.lease_duration()),
-            (1, Duration::from_secs(15))
-        );
+        assert_eq!((lock.permits(), lock.lease_duration()), (1, Duration::from_secs(15)));
         assert_eq!((lock.store_name(), lock.max_hold()), ("default", None));
         assert_eq!(lock.unsupported_value(), None);
     }
@@ -273,10 +266,7 @@ mod tests {
     fn a_longer_lease_of_the_past_is_remembered() {
         let mut lock = DistributedLock::default();
         assert_eq!(lock.longest_lease(), Duration::from_secs(15));
-        lock.status = Some(DistributedLockStatus {
-            longest_lease_seconds: Some(60),
-            ..Default::default()
-        });
+        lock.status = Some(DistributedLockStatus { longest_lease_seconds: Some(60), ..Default::default() });
         assert_eq!(lock.longest_lease(), Duration::from_secs(60));
         lock.spec.lease_duration_seconds = 90;
         assert_eq!(lock.longest_lease(), Duration::from_secs(90));
@@ -284,17 +274,14 @@ mod tests {
 
     #[test]
     fn values_of_a_newer_release_are_read_and_reported() {
-        let spec =
-            serde_json::from_value(json!({"nodeUnreachablePolicy": "AskSomebody", "election": {}}))
-                .unwrap();
+        let spec = serde_json::from_value(json!({"nodeUnreachablePolicy": "AskSomebody", "election": {}})).unwrap();
         let lock = DistributedLock::new("a", spec);
         assert_eq!(lock.unsupported_value(), Some("spec.nodeUnreachablePolicy"));
     }
 
     #[test]
     fn a_status_with_conditions_alone_is_read() {
-        let status: DistributedLockStatus =
-            serde_json::from_value(json!({"conditions": []})).unwrap();
+        let status: DistributedLockStatus = serde_json::from_value(json!({"conditions": []})).unwrap();
         assert_eq!(status, DistributedLockStatus::default());
     }
 }

@@ -4,10 +4,8 @@
 //! Doc comments of fields are what `kubectl explain` shows. An enum's `Unknown` stands for a value of a newer
 //! release: it is read, never offered by the CRD, and answered with `UnsupportedValue`.
 
-#![allow(
-    unreachable_pub,
-    reason = "KubeSchema repeats each struct inside a function"
-)]
+#![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function")]
+#![allow(clippy::duplicated_attributes, reason = "each printer column of a kind has a type and a path")]
 
 mod claim;
 pub mod condition;
@@ -20,18 +18,15 @@ pub mod time;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-pub use claim::{
-    ClaimedLock, HolderKind, HolderRef, LockClaim, LockClaimSpec, LockClaimStatus, LockRequest,
-};
+pub use claim::{ClaimedLock, HolderKind, HolderRef, LockClaim, LockClaimSpec, LockClaimStatus, LockRequest};
 pub use condition::{Condition, ConditionStatus};
 pub use lock::{
-    DistributedLock, DistributedLockSpec, DistributedLockStatus, LockHolder, LockMode,
-    NodeUnreachablePolicy,
+    DistributedLock, DistributedLockSpec, DistributedLockStatus, LockHolder, LockMode, NodeUnreachablePolicy,
 };
 pub use selector::{LabelSelector, LabelSelectorOperator, LabelSelectorRequirement};
 pub use store::{
-    AllowedNamespaces, AuthSpec, LockStore, LockStoreSpec, LockStoreStatus, NamespacesFrom,
-    SecretRef, Standalone, TlsSpec,
+    AllowedNamespaces, AuthSpec, LockStore, LockStoreSpec, LockStoreStatus, NamespacesFrom, SecretRef, Standalone,
+    TlsSpec,
 };
 
 use condition::types;
@@ -56,23 +51,10 @@ const MAX_SECONDS: i32 = 31_536_000;
 /// The definitions of all kinds, as they are installed: without `nullable`, with every condition `Unknown` until
 /// a controller has looked.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let store = Shape {
-        optional_spec: false,
-        conditions: &[types::READY, types::RECOVERING],
-    };
-    let lock = Shape {
-        optional_spec: true,
-        conditions: &[types::READY, types::HELD, types::PROVISIONED],
-    };
-    let claim = Shape {
-        optional_spec: false,
-        conditions: &[types::HELD, types::FINISHED],
-    };
-    vec![
-        store.finish(LockStore::crd()),
-        lock.finish(DistributedLock::crd()),
-        claim.finish(LockClaim::crd()),
-    ]
+    let store = Shape { optional_spec: false, conditions: &[types::READY, types::RECOVERING] };
+    let lock = Shape { optional_spec: true, conditions: &[types::READY, types::HELD, types::PROVISIONED] };
+    let claim = Shape { optional_spec: false, conditions: &[types::HELD, types::FINISHED] };
+    vec![store.finish(LockStore::crd()), lock.finish(DistributedLock::crd()), claim.finish(LockClaim::crd())]
 }
 
 /// Whole seconds of a field that its schema keeps at zero or more.

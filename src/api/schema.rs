@@ -1,8 +1,6 @@
 //! What every CRD's schema has in common and a derive can't say.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps,
-};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps};
 use serde_json::{Map, Value, json};
 
 use super::condition::reasons;
@@ -22,10 +20,7 @@ impl Shape {
     /// The definition as it is installed.
     pub(super) fn finish(&self, mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
         for version in &mut crd.spec.versions {
-            let schema = version
-                .schema
-                .as_mut()
-                .and_then(|schema| schema.open_api_v3_schema.as_mut());
+            let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
             if let Some(root) = schema {
                 *root = self.rewrite(root);
             }
@@ -81,18 +76,11 @@ fn tidy(schema: &mut Value) {
         return;
     };
     schema.remove("nullable");
-    if schema
-        .get("format")
-        .is_some_and(|format| format == "date-time")
-    {
+    if schema.get("format").is_some_and(|format| format == "date-time") {
         schema.insert("maxLength".to_owned(), MAX_TIME_LENGTH.into());
     }
     if let Some(description) = schema.get("description").and_then(Value::as_str) {
-        let joined = description
-            .split("\n\n")
-            .map(|p| p.replace('\n', " "))
-            .collect::<Vec<_>>()
-            .join("\n\n");
+        let joined = description.split("\n\n").map(|p| p.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
         schema.insert("description".to_owned(), joined.into());
     }
     for value in children(schema) {
@@ -102,11 +90,9 @@ fn tidy(schema: &mut Value) {
 
 /// The schemas directly within a schema.
 fn children(schema: &mut Map<String, Value>) -> impl Iterator<Item = &mut Value> {
-    schema
-        .iter_mut()
-        .flat_map(|(key, value)| match (key.as_str(), value) {
-            ("properties", Value::Object(properties)) => properties.values_mut().collect(),
-            ("items" | "additionalProperties", value) => vec![value],
-            _ => Vec::new(),
-        })
+    schema.iter_mut().flat_map(|(key, value)| match (key.as_str(), value) {
+        ("properties", Value::Object(properties)) => properties.values_mut().collect(),
+        ("items" | "additionalProperties", value) => vec![value],
+        _ => Vec::new(),
+    })
 }

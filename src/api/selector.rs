@@ -65,20 +65,13 @@ pub enum LabelSelectorOperator {
 impl LabelSelector {
     /// Whether the labels meet all requirements. A requirement that this release doesn't know is not met.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.match_labels
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
-            && self
-                .match_expressions
-                .iter()
-                .all(|requirement| requirement.matches(labels))
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(|requirement| requirement.matches(labels))
     }
 
     /// Whether it has an operator of a newer release.
     pub fn has_unknown(&self) -> bool {
-        self.match_expressions
-            .iter()
-            .any(|r| r.operator == LabelSelectorOperator::Unknown)
+        self.match_expressions.iter().any(|r| r.operator == LabelSelectorOperator::Unknown)
     }
 }
 
@@ -109,31 +102,18 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect()
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     }
 
     fn requires(operator: LabelSelectorOperator, values: &[&str]) -> LabelSelector {
         let values = values.iter().map(|v| (*v).to_owned()).collect();
-        let requirement = LabelSelectorRequirement {
-            key: "team".to_owned(),
-            operator,
-            values,
-        };
-        LabelSelector {
-            match_expressions: vec![requirement],
-            ..Default::default()
-        }
+        let requirement = LabelSelectorRequirement { key: "team".to_owned(), operator, values };
+        LabelSelector { match_expressions: vec![requirement], ..Default::default() }
     }
 
     #[test]
     fn labels_must_have_all_the_values() {
-        let selector = LabelSelector {
-            match_labels: labels(&[("a", "1"), ("b", "2")]),
-            ..Default::default()
-        };
+        let selector = LabelSelector { match_labels: labels(&[("a", "1"), ("b", "2")]), ..Default::default() };
         assert!(selector.matches(&labels(&[("a", "1"), ("b", "2"), ("c", "3")])));
         assert!(!selector.matches(&labels(&[("a", "1"), ("b", "x")])));
         assert!(!selector.matches(&labels(&[("a", "1")])));
@@ -142,11 +122,7 @@ mod tests {
     #[test]
     fn operators_mean_what_they_mean_in_kubernetes() {
         use LabelSelectorOperator::*;
-        let (shop, bank, none) = (
-            labels(&[("team", "shop")]),
-            labels(&[("team", "bank")]),
-            labels(&[]),
-        );
+        let (shop, bank, none) = (labels(&[("team", "shop")]), labels(&[("team", "bank")]), labels(&[]));
         for (selector, expected) in [
             (requires(In, &["shop"]), [true, false, false]),
             (requires(NotIn, &["shop"]), [false, true, true]),
@@ -154,11 +130,7 @@ mod tests {
             (requires(DoesNotExist, &[]), [false, false, true]),
             (requires(Unknown, &[]), [false, false, false]),
         ] {
-            assert_eq!(
-                [&shop, &bank, &none].map(|l| selector.matches(l)),
-                expected,
-                "{selector:?}"
-            );
+            assert_eq!([&shop, &bank, &none].map(|l| selector.matches(l)), expected, "{selector:?}");
         }
         assert!(requires(Unknown, &[]).has_unknown());
     }

@@ -46,11 +46,7 @@ use super::{CONTROLLER_NAME, Condition, LabelSelector, MAX_SAFE};
         json_path = ".status.epoch",
         description = "The upper bits of the fencing tokens it grants"
     ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Prefix",
         type_ = "string",
@@ -94,18 +90,12 @@ pub struct LockStoreSpec {
     /// The controller that serves this store; every other leaves it alone. Immutable. Default:
     /// leasehold.dev/controller.
     #[serde(default = "default_controller")]
-    #[schemars(
-        length(min = 1, max = 253),
-        regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9./]*[A-Za-z0-9])?$")
-    )]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9./]*[A-Za-z0-9])?$"))]
     pub controller_name: String,
     /// What all keys of this store in Redis begin with. Two stores on one Redis need different prefixes. Immutable.
     /// Default: leasehold.
     #[serde(default = "default_prefix")]
-    #[schemars(
-        length(min = 1, max = 64),
-        regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9._:]*[A-Za-z0-9])?$")
-    )]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9._:]*[A-Za-z0-9])?$"))]
     pub key_prefix: String,
     /// A single Redis master. It must never run twice at once: a StatefulSet of one replica, not a Deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,9 +260,7 @@ impl LockStore {
         let AllowedNamespaces { from, selector } = &self.spec.allowed_namespaces;
         match from {
             NamespacesFrom::All => true,
-            NamespacesFrom::Selector => selector
-                .as_ref()
-                .is_some_and(|selector| selector.matches(labels)),
+            NamespacesFrom::Selector => selector.as_ref().is_some_and(|selector| selector.matches(labels)),
             NamespacesFrom::Unknown => false,
         }
     }
@@ -305,17 +293,8 @@ mod tests {
     #[test]
     fn a_spec_with_a_deployment_alone_has_the_defaults() {
         let store = store(json!({"standalone": {"address": "redis:6379"}}));
-        let standalone = Some(Standalone {
-            address: "redis:6379".to_owned(),
-            database: 0,
-        });
-        assert_eq!(
-            store.spec,
-            LockStoreSpec {
-                standalone,
-                ..Default::default()
-            }
-        );
+        let standalone = Some(Standalone { address: "redis:6379".to_owned(), database: 0 });
+        assert_eq!(store.spec, LockStoreSpec { standalone, ..Default::default() });
         assert!(store.allows_namespace(&BTreeMap::new()));
         assert_eq!(store.unsupported_value(), None);
     }
@@ -323,8 +302,7 @@ mod tests {
     #[test]
     fn only_selected_namespaces_are_allowed() {
         let allowed = json!({"from": "Selector", "selector": {"matchLabels": {"team": "shop"}}});
-        let store =
-            store(json!({"standalone": {"address": "redis:6379"}, "allowedNamespaces": allowed}));
+        let store = store(json!({"standalone": {"address": "redis:6379"}, "allowedNamespaces": allowed}));
         assert!(store.allows_namespace(&BTreeMap::from([("team".to_owned(), "shop".to_owned())])));
         assert!(!store.allows_namespace(&BTreeMap::new()));
     }
@@ -333,12 +311,8 @@ mod tests {
     fn values_of_a_newer_release_are_read_and_reported() {
         let newer = store(json!({"quorum": {}}));
         assert!(newer.unsupported_value().is_some());
-        let newer =
-            store(json!({"standalone": {"address": "r:1"}, "allowedNamespaces": {"from": "Same"}}));
-        assert_eq!(
-            newer.unsupported_value(),
-            Some("spec.allowedNamespaces.from")
-        );
+        let newer = store(json!({"standalone": {"address": "r:1"}, "allowedNamespaces": {"from": "Same"}}));
+        assert_eq!(newer.unsupported_value(), Some("spec.allowedNamespaces.from"));
         assert!(!newer.allows_namespace(&BTreeMap::new()));
     }
 }

@@ -23,11 +23,9 @@ mod tests {
     #[test]
     fn a_time_read_back_equals_the_time_written() {
         let at: Timestamp = "2026-11-24T12:00:15.123456789Z".parse().unwrap();
-        let time: Time =
-            serde_json::from_value(serde_json::to_value(seconds(at)).unwrap()).unwrap();
+        let time: Time = serde_json::from_value(serde_json::to_value(seconds(at)).unwrap()).unwrap();
         assert_eq!(time, seconds(at));
-        let micro: MicroTime =
-            serde_json::from_value(serde_json::to_value(micros(at)).unwrap()).unwrap();
+        let micro: MicroTime = serde_json::from_value(serde_json::to_value(micros(at)).unwrap()).unwrap();
         assert_eq!(micro, micros(at));
         assert!(time.0 < micro.0 && micro.0 < at);
     }

@@ -27,20 +27,10 @@ pub struct ControllerArgs {
     #[arg(long, value_name = "NAME", env = "LEASEHOLD_CONTROLLER_NAME", default_value = CONTROLLER_NAME)]
     controller_name: String,
     /// The controller's own namespace, where Secrets of stores are read.
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        env = "LEASEHOLD_NAMESPACE",
-        default_value = "leasehold-system"
-    )]
+    #[arg(long, value_name = "NAMESPACE", env = "LEASEHOLD_NAMESPACE", default_value = "leasehold-system")]
     namespace: String,
     /// Who reports Events: the pod's name.
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "LEASEHOLD_INSTANCE",
-        default_value = "leasehold"
-    )]
+    #[arg(long, value_name = "NAME", env = "LEASEHOLD_INSTANCE", default_value = "leasehold")]
     instance: String,
     /// Where probes and metrics are served.
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:8080")]
@@ -59,12 +49,7 @@ struct BootstrapArgs {
     #[arg(long, value_name = "SECRET", requires = "redis_address")]
     redis_password_secret: Option<String>,
     /// What the keys in Redis begin with.
-    #[arg(
-        long,
-        value_name = "PREFIX",
-        requires = "redis_address",
-        default_value = "leasehold"
-    )]
+    #[arg(long, value_name = "PREFIX", requires = "redis_address", default_value = "leasehold")]
     key_prefix: String,
     /// The name of the LockStore.
     #[arg(long, value_name = "NAME", requires = "redis_address", default_value = DEFAULT_STORE)]
@@ -73,28 +58,10 @@ struct BootstrapArgs {
 
 impl BootstrapArgs {
     fn store(self) -> Option<(String, LockStoreSpec)> {
-        let Self {
-            redis_address,
-            redis_password_secret,
-            key_prefix,
-            store_name,
-        } = self;
-        let standalone = Some(Standalone {
-            address: redis_address?,
-            database: 0,
-        });
-        let auth = redis_password_secret.map(|name| AuthSpec {
-            secret_ref: SecretRef { name },
-        });
-        Some((
-            store_name,
-            LockStoreSpec {
-                key_prefix,
-                standalone,
-                auth,
-                ..LockStoreSpec::default()
-            },
-        ))
+        let Self { redis_address, redis_password_secret, key_prefix, store_name } = self;
+        let standalone = Some(Standalone { address: redis_address?, database: 0 });
+        let auth = redis_password_secret.map(|name| AuthSpec { secret_ref: SecretRef { name } });
+        Some((store_name, LockStoreSpec { key_prefix, standalone, auth, ..LockStoreSpec::default() }))
     }
 }
 
@@ -104,53 +71,28 @@ impl BootstrapArgs {
 /// No configuration for the API server, an address in use, or a loop that failed.
 pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
     telemetry::start();
-    if rustls::crypto::aws_lc_rs::default_provider()
-        .install_default()
-        .is_err()
-    {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider was installed before");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("no async runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
     runtime.block_on(serve(args))
 }
 
 async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
-    let ControllerArgs {
-        kubeconfig,
-        controller_name,
-        namespace,
-        instance,
-        admin_address,
-        bootstrap,
-    } = args;
+    let ControllerArgs { kubeconfig, controller_name, namespace, instance, admin_address, bootstrap } = args;
     let shutdown = shutdown::asked().context("no signal handlers")?;
-    let client =
-        Client::try_from(config(kubeconfig).await?).context("no client for the API server")?;
-    let listener = TcpListener::bind(admin_address)
-        .await
-        .with_context(|| format!("cannot listen on {admin_address}"))?;
+    let client = Client::try_from(config(kubeconfig).await?).context("no client for the API server")?;
+    let listener =
+        TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
     tracing::info!(address = %listener.local_addr().context("no address")?, "serving probes and metrics");
     let (metrics, readiness) = (Metrics::new(), admin::Readiness::default());
-    let settings = Settings {
-        controller_name,
-        namespace,
-        instance,
-        bootstrap: bootstrap.store(),
-    };
+    let settings = Settings { controller_name, namespace, instance, bootstrap: bootstrap.store() };
     let admin = admin::serve(listener, metrics.clone(), readiness.clone());
     let version = client.clone();
     let work = async move {
-        version
-            .apiserver_version()
-            .await
-            .context("the API server can't be asked")?;
+        version.apiserver_version().await.context("the API server can't be asked")?;
         readiness.ready();
-        controller::run(client, settings, metrics, shutdown)
-            .await
-            .context("the controller")
+        controller::run(client, settings, metrics, shutdown).await.context("the controller")
     };
     tokio::select! {
         result = work => result,
@@ -161,15 +103,10 @@ async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
 async fn config(kubeconfig: Option<PathBuf>) -> anyhow::Result<Config> {
     let mut config = match kubeconfig {
         Some(path) => {
-            let file = Kubeconfig::read_from(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .context("the kubeconfig")?
+            let file = Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.context("the kubeconfig")?
         }
-        None => Config::infer()
-            .await
-            .context("no kubeconfig and not inside a cluster")?,
+        None => Config::infer().await.context("no kubeconfig and not inside a cluster")?,
     };
     config.connect_timeout = Some(API_TIMEOUT);
     Ok(config)

@@ -34,15 +34,10 @@ pub fn documents() -> anyhow::Result<Vec<Document>> {
         .iter()
         .map(|crd| {
             let name = crd.metadata.name.as_deref().unwrap_or_default();
-            let mut value =
-                serde_json::to_value(crd).with_context(|| format!("cannot serialise {name}"))?;
+            let mut value = serde_json::to_value(crd).with_context(|| format!("cannot serialise {name}"))?;
             integers_as_such(&mut value);
-            let yaml = serde_saphyr::to_string(&value)
-                .with_context(|| format!("cannot write {name} as YAML"))?;
-            Ok(Document {
-                file_name: format!("{name}.yaml"),
-                yaml,
-            })
+            let yaml = serde_saphyr::to_string(&value).with_context(|| format!("cannot write {name} as YAML"))?;
+            Ok(Document { file_name: format!("{name}.yaml"), yaml })
         })
         .collect()
 }
@@ -51,9 +46,7 @@ pub fn documents() -> anyhow::Result<Vec<Document>> {
 fn integers_as_such(value: &mut Value) {
     match value {
         Value::Number(number) => {
-            let whole = number
-                .as_f64()
-                .filter(|n| n.fract() == 0.0 && n.abs() < 9.1e15);
+            let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9.1e15);
             if let (true, Some(whole)) = (number.is_f64(), whole) {
                 *value = Value::from(whole as i64);
             }
@@ -77,8 +70,7 @@ pub fn run(args: &CrdArgs) -> anyhow::Result<()> {
 }
 
 fn write_files(folder: &Path, documents: &[Document]) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot create {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     for Document { file_name, yaml } in documents {
         let path = folder.join(file_name);
         std::fs::write(&path, yaml).with_context(|| format!("cannot write {}", path.display()))?;

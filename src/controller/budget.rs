@@ -13,10 +13,7 @@ pub(super) struct Budget {
 impl Budget {
     /// Full.
     pub(super) fn new(rate: f64) -> Self {
-        Self {
-            rate,
-            state: Mutex::new((rate, Instant::now())),
-        }
+        Self { rate, state: Mutex::new((rate, Instant::now())) }
     }
 
     /// Takes one, if there is one.

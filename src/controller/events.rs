@@ -14,23 +14,13 @@ pub(super) struct Events(Arc<Recorder>);
 impl Events {
     /// Reports as this controller.
     pub(super) fn new(client: Client, controller: &str, instance: &str) -> Self {
-        let reporter = Reporter {
-            controller: controller.into(),
-            instance: Some(instance.into()),
-        };
+        let reporter = Reporter { controller: controller.into(), instance: Some(instance.into()) };
         Self(Arc::new(Recorder::new(client, reporter)))
     }
 
     /// Something changed as wanted.
-    pub(super) async fn normal<K: Resource<DynamicType = ()>>(
-        &self,
-        on: &K,
-        reason: &str,
-        action: &str,
-        note: String,
-    ) {
-        self.publish(EventType::Normal, &on.object_ref(&()), reason, action, note)
-            .await;
+    pub(super) async fn normal<K: Resource<DynamicType = ()>>(&self, on: &K, reason: &str, action: &str, note: String) {
+        self.publish(EventType::Normal, &on.object_ref(&()), reason, action, note).await;
     }
 
     /// Something needs a look.
@@ -41,31 +31,11 @@ impl Events {
         action: &str,
         note: String,
     ) {
-        self.publish(
-            EventType::Warning,
-            &on.object_ref(&()),
-            reason,
-            action,
-            note,
-        )
-        .await;
+        self.publish(EventType::Warning, &on.object_ref(&()), reason, action, note).await;
     }
 
-    async fn publish(
-        &self,
-        type_: EventType,
-        on: &ObjectReference,
-        reason: &str,
-        action: &str,
-        note: String,
-    ) {
-        let event = Event {
-            type_,
-            reason: reason.into(),
-            note: Some(note),
-            action: action.into(),
-            secondary: None,
-        };
+    async fn publish(&self, type_: EventType, on: &ObjectReference, reason: &str, action: &str, note: String) {
+        let event = Event { type_, reason: reason.into(), note: Some(note), action: action.into(), secondary: None };
         if let Err(error) = self.0.publish(&event, on).await {
             warn!(reason, %error, "an Event was not recorded");
         }

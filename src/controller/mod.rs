@@ -122,6 +122,7 @@ struct Context {
     metrics: Arc<Metrics>,
     triggers: Triggers,
     memories: Mutex<HashMap<LockKey, Memory>>,
+    arrivals: Mutex<HashMap<ObjectRef<LockClaim>, usize>>,
 }
 
 impl Context {
@@ -130,8 +131,7 @@ impl Context {
     }
 
     fn lock(&self, key: &LockKey) -> Option<Arc<DistributedLock>> {
-        self.locks
-            .get(&ObjectRef::new(key.name()).within(key.namespace()))
+        self.locks.get(&ObjectRef::new(key.name()).within(key.namespace()))
     }
 
     fn with_memory<T>(&self, key: &LockKey, see: impl FnOnce(&mut Memory) -> T) -> T {
@@ -140,13 +140,18 @@ impl Context {
     }
 
     fn forget_lock(&self, key: &LockKey) {
-        self.memories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(key);
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    /// In which order this process has seen the claims: finer than the seconds of their creation.
+    fn arrival(&self, claim: &LockClaim) -> usize {
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = arrivals.values().max().map_or(0, |last| last + 1);
+        *arrivals.entry(ObjectRef::from_obj(claim)).or_insert(next)
     }
 
     fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).remove(claim);
         self.renewals.forget_claim(claim);
         self.pods.forget(claim);
     }
@@ -173,13 +178,7 @@ impl Triggers {
     fn claims_of(&self, ctx: &Context, lock: &LockKey) {
         for claim in ctx.claims.state() {
             let here = claim.metadata.namespace.as_deref() == Some(lock.namespace());
-            if here
-                && claim
-                    .spec
-                    .locks
-                    .iter()
-                    .any(|asked| asked.name == lock.name())
-            {
+            if here && claim.spec.locks.iter().any(|asked| asked.name == lock.name()) {
                 self.claim(ObjectRef::from_obj(&*claim));
             }
         }
@@ -197,12 +196,8 @@ impl Triggers {
     }
 }
 
-fn received<T: Send + 'static>(
-    receiver: UnboundedReceiver<T>,
-) -> impl Stream<Item = T> + Send + 'static {
-    stream::unfold(receiver, |mut receiver| async move {
-        Some((receiver.recv().await?, receiver))
-    })
+fn received<T: Send + 'static>(receiver: UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
+    stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
 }
 
 /// Runs until `shutdown` resolves or a loop fails.
@@ -218,14 +213,10 @@ pub async fn run(
     bootstrap(&client, &settings).await?;
     let (lock_triggers, triggered_locks) = mpsc::unbounded_channel();
     let (claim_triggers, triggered_claims) = mpsc::unbounded_channel();
-    let triggers = Triggers {
-        locks: lock_triggers,
-        claims: claim_triggers,
-    };
+    let triggers = Triggers { locks: lock_triggers, claims: claim_triggers };
     let config = kube::runtime::controller::Config::default().concurrency(CONCURRENCY);
     let watch = watcher::Config::default();
-    let locks = Controller::new(Api::<DistributedLock>::all(client.clone()), watch.clone())
-        .with_config(config.clone());
+    let locks = Controller::new(Api::<DistributedLock>::all(client.clone()), watch.clone()).with_config(config.clone());
     let claims = Controller::new(Api::<LockClaim>::all(client.clone()), watch).with_config(config);
     let ctx = Arc::new(Context {
         stores: Arc::new(Stores::default()),
@@ -234,24 +225,16 @@ pub async fn run(
         pods: Pods::new(client.clone(), triggers.clone()),
         renewals: Arc::default(),
         refreshes: Budget::new(REFRESHES_PER_SECOND),
-        events: Events::new(
-            client.clone(),
-            &settings.controller_name,
-            &settings.instance,
-        ),
+        events: Events::new(client.clone(), &settings.controller_name, &settings.instance),
         metrics,
         triggers,
         memories: Mutex::default(),
+        arrivals: Mutex::default(),
         client,
         settings,
     });
-    let locks = locks
-        .reconcile_on(received(triggered_locks))
-        .run(lock_look, on_error, ctx.clone());
-    let claims =
-        claims
-            .reconcile_on(received(triggered_claims))
-            .run(claim_look, on_error, ctx.clone());
+    let locks = locks.reconcile_on(received(triggered_locks)).run(lock_look, on_error, ctx.clone());
+    let claims = claims.reconcile_on(received(triggered_claims)).run(claim_look, on_error, ctx.clone());
     tokio::select! {
         result = store::run(ctx.clone()) => result,
         () = renewals::run(&ctx.renewals, &ctx.stores, &ctx.triggers, &ctx.metrics) => Ok(()),
@@ -272,9 +255,7 @@ async fn claim_look(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Result<Action, 
 
 fn on_error<K>(_: Arc<K>, error: &Error, ctx: Arc<Context>) -> Action {
     ctx.metrics.reconcile_failed(error.label());
-    let cause = std::error::Error::source(error)
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     match error {
         Error::Kube(error) if writes::is_conflict(error) => {}
         _ => warn!(%error, cause, "a look failed; it is tried again"),
@@ -291,14 +272,8 @@ async fn bootstrap(client: &Client, settings: &Settings) -> Result<(), Error> {
     if api.get_opt(name).await?.is_some() {
         return Ok(());
     }
-    let spec = LockStoreSpec {
-        controller_name: settings.controller_name.clone(),
-        ..spec.clone()
-    };
-    match api
-        .create(&PostParams::default(), &LockStore::new(name, spec))
-        .await
-    {
+    let spec = LockStoreSpec { controller_name: settings.controller_name.clone(), ..spec.clone() };
+    match api.create(&PostParams::default(), &LockStore::new(name, spec)).await {
         Ok(_) => info!(name, "created the LockStore"),
         Err(error) if writes::is_conflict(&error) => {}
         Err(error) => return Err(error.into()),

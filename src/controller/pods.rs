@@ -51,25 +51,12 @@ pub(super) struct Pods {
 impl Pods {
     /// Nothing is watched yet.
     pub(super) fn new(client: Client, triggers: Triggers) -> Self {
-        Self {
-            client,
-            triggers,
-            watched: Arc::default(),
-        }
+        Self { client, triggers, watched: Arc::default() }
     }
 
     /// What is known of a pod, for this claim; from now on its changes trigger the claim.
-    pub(super) fn sighting(
-        &self,
-        namespace: &str,
-        holder: &HolderRef,
-        claim: ObjectRef<LockClaim>,
-    ) -> Sighting {
-        let key = (
-            namespace.to_owned(),
-            holder.name.clone(),
-            holder.uid.clone(),
-        );
+    pub(super) fn sighting(&self, namespace: &str, holder: &HolderRef, claim: ObjectRef<LockClaim>) -> Sighting {
+        let key = (namespace.to_owned(), holder.name.clone(), holder.uid.clone());
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = watched.entry(key.clone()).or_insert_with(|| Watched {
             sighting: Sighting::default(),
@@ -97,9 +84,7 @@ impl Pods {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.0);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1));
         loop {
-            let mut events = watcher(api.clone(), config.clone())
-                .default_backoff()
-                .boxed();
+            let mut events = watcher(api.clone(), config.clone()).default_backoff().boxed();
             let mut listed = None;
             while let Some(event) = events.next().await {
                 match event {

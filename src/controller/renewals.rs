@@ -74,11 +74,8 @@ impl Renewals {
     /// The holds of one lock, for a renewal right before its expiry is published.
     pub(super) fn holds_of(&self, lock: &LockKey) -> Vec<(LockKey, HolderId)> {
         let entries = self.entries();
-        let held = entries
-            .iter()
-            .filter(|(_, e)| e.kept.lock == *lock && e.kept.lease.is_some());
-        held.map(|(id, e)| (e.kept.lock.clone(), id.clone()))
-            .collect()
+        let held = entries.iter().filter(|(_, e)| e.kept.lock == *lock && e.kept.lease.is_some());
+        held.map(|(id, e)| (e.kept.lock.clone(), id.clone())).collect()
     }
 
     /// What is due now, by store; the next turn of each is set.
@@ -87,9 +84,7 @@ impl Renewals {
         for (id, entry) in self.entries().iter_mut() {
             if let Some(lease) = entry.kept.lease.filter(|_| entry.due <= now) {
                 entry.due = now + lease / 3;
-                due.entry(entry.kept.store.clone())
-                    .or_default()
-                    .push((entry.kept.lock.clone(), id.clone()));
+                due.entry(entry.kept.store.clone()).or_default().push((entry.kept.lock.clone(), id.clone()));
             }
         }
         due
@@ -97,12 +92,7 @@ impl Renewals {
 }
 
 /// Renews until the process ends.
-pub(super) async fn run(
-    renewals: &Renewals,
-    stores: &SharedStores,
-    triggers: &Triggers,
-    metrics: &Metrics,
-) {
+pub(super) async fn run(renewals: &Renewals, stores: &SharedStores, triggers: &Triggers, metrics: &Metrics) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -125,12 +115,7 @@ pub(super) async fn run(
 }
 
 /// A hold that the record lacks is a matter for the lock's loop: it puts it back.
-fn heed(
-    batch: &[(LockKey, HolderId)],
-    answers: &[Renewed],
-    triggers: &Triggers,
-    metrics: &Metrics,
-) {
+fn heed(batch: &[(LockKey, HolderId)], answers: &[Renewed], triggers: &Triggers, metrics: &Metrics) {
     for ((lock, id), answer) in batch.iter().zip(answers) {
         match answer {
             Renewed::Held(_) => {
@@ -139,8 +124,7 @@ fn heed(
             Renewed::Lost | Renewed::NotHeld | Renewed::Unprovisioned => {
                 metrics.renewals.missing.inc();
                 warn!(%lock, ?id, ?answer, "a delegated hold is missing in Redis; it will be put back");
-                triggers
-                    .lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
+                triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
             }
         }
     }

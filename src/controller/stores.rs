@@ -55,29 +55,16 @@ impl Stores {
     /// Takes the seat of a store, before its loop starts.
     pub(super) fn seat(&self, name: &str, token_floor: i64) -> Seat {
         let reason = "Starting";
-        let (state, seen) = watch::channel(StoreState::NotReady {
-            reason,
-            message: "the controller starts".into(),
-        });
+        let (state, seen) = watch::channel(StoreState::NotReady { reason, message: "the controller starts".into() });
         let (wanted, outgrown) = watch::channel(Epoch::default());
-        let handle = Handle {
-            state: seen,
-            outgrown: wanted,
-            token_floor,
-        };
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name.to_owned(), handle);
+        let handle = Handle { state: seen, outgrown: wanted, token_floor };
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), handle);
         Seat { state, outgrown }
     }
 
     /// Forgets a store that is gone.
     pub(super) fn leave(&self, name: &str) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// The state of a store; `None` if there is none of this name.

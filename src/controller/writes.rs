@@ -18,10 +18,7 @@ pub(super) trait Written:
     Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned
 {
 }
-impl<K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned> Written
-    for K
-{
-}
+impl<K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned> Written for K {}
 
 /// The API of an object's own namespace.
 pub(super) fn api_of<K>(client: &Client, object: &K) -> Api<K>
@@ -36,29 +33,16 @@ where
 /// # Errors
 /// What the API server or the connection says.
 pub(super) async fn replace_status<K: Written>(api: &Api<K>, object: &K) -> kube::Result<K> {
-    let params = PostParams {
-        field_manager: Some(FIELD_MANAGER.into()),
-        ..PostParams::default()
-    };
-    api.replace_status(&object.name_any(), &params, object)
-        .await
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    api.replace_status(&object.name_any(), &params, object).await
 }
 
 /// Adds our finalizer, or takes it off.
 ///
 /// # Errors
 /// What the API server or the connection says; a conflict if the object has changed.
-pub(super) async fn set_finalizer<K: Written>(
-    api: &Api<K>,
-    object: &K,
-    present: bool,
-) -> kube::Result<K> {
-    let mut finalizers: Vec<String> = object
-        .finalizers()
-        .iter()
-        .filter(|f| *f != FINALIZER)
-        .cloned()
-        .collect();
+pub(super) async fn set_finalizer<K: Written>(api: &Api<K>, object: &K, present: bool) -> kube::Result<K> {
+    let mut finalizers: Vec<String> = object.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
     if present {
         finalizers.push(FINALIZER.to_owned());
     }
@@ -68,10 +52,7 @@ pub(super) async fn set_finalizer<K: Written>(
         "finalizers": finalizers,
     });
     let patch = Patch::Merge(json!({ "metadata": metadata }));
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.into()),
-        ..PatchParams::default()
-    };
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     api.patch(&object.name_any(), &params, &patch).await
 }
 

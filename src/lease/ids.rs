@@ -33,10 +33,7 @@ impl LockKey {
     pub fn new(namespace: &str, name: &str) -> Result<Self, InvalidName> {
         check("namespace", namespace, |c| c == '-')?;
         check("lock name", name, |c| c == '-' || c == '.')?;
-        Ok(Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
     /// The namespace.
@@ -61,19 +58,12 @@ fn check(what: &'static str, value: &str, also: fn(char) -> bool) -> Result<(), 
         "is empty"
     } else if value.len() > MAX_LOCK_NAME_LEN {
         "is longer than 63 characters"
-    } else if !value
-        .chars()
-        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || also(c))
-    {
+    } else if !value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || also(c)) {
         "may have only lower-case letters, digits and dashes"
     } else {
         return Ok(());
     };
-    Err(InvalidName {
-        what,
-        value: value.to_owned(),
-        problem,
-    })
+    Err(InvalidName { what, value: value.to_owned(), problem })
 }
 
 /// The id of one acquisition. A bearer secret: who knows it can renew and release.
@@ -89,11 +79,7 @@ impl HolderId {
         let id = id.into();
         if id.is_empty() || id.len() > MAX_ID_LEN || !id.bytes().all(|b| b.is_ascii_graphic()) {
             let problem = "must have 1 to 128 printable ASCII characters";
-            return Err(InvalidName {
-                what: "holder id",
-                value: String::new(),
-                problem,
-            });
+            return Err(InvalidName { what: "holder id", value: String::new(), problem });
         }
         Ok(Self(id))
     }
@@ -118,13 +104,7 @@ mod tests {
     #[test]
     fn a_lock_key_refuses_what_could_escape_its_hash_tag() {
         assert!(LockKey::new("shop", "nightly-report.v2").is_ok());
-        for (namespace, name) in [
-            ("shop", "a}b"),
-            ("sh/op", "a"),
-            ("shop", ""),
-            ("", "a"),
-            ("shop", "A"),
-        ] {
+        for (namespace, name) in [("shop", "a}b"), ("sh/op", "a"), ("shop", ""), ("", "a"), ("shop", "A")] {
             assert!(LockKey::new(namespace, name).is_err(), "{namespace}/{name}");
         }
         assert!(LockKey::new("shop", &"a".repeat(64)).is_err());
@@ -135,11 +115,6 @@ mod tests {
         let id = HolderId::new("0123456789abcdef").unwrap();
         assert_eq!(format!("{id:?}"), "HolderId(0123…)");
         assert!(HolderId::new("with space").is_err());
-        assert!(
-            !HolderId::new("secret id")
-                .unwrap_err()
-                .to_string()
-                .contains("secret")
-        );
+        assert!(!HolderId::new("secret id").unwrap_err().to_string().contains("secret"));
     }
 }

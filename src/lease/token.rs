@@ -52,10 +52,7 @@ impl Epoch {
 
     /// `None` where tokens would reach 2^53 or the value is negative.
     pub fn new(value: i64) -> Option<Self> {
-        u32::try_from(value)
-            .ok()
-            .map(Self)
-            .filter(|e| *e <= Self::MAX)
+        u32::try_from(value).ok().map(Self).filter(|e| *e <= Self::MAX)
     }
 
     /// The number.
@@ -87,10 +84,7 @@ mod tests {
 
     #[test]
     fn tokens_stay_below_what_a_double_can_hold() {
-        assert_eq!(
-            FencingToken::new((1 << 53) - 1).map(FencingToken::epoch),
-            Some(Epoch::MAX)
-        );
+        assert_eq!(FencingToken::new((1 << 53) - 1).map(FencingToken::epoch), Some(Epoch::MAX));
         assert_eq!(FencingToken::new(1 << 53), None);
         assert_eq!(FencingToken::new(-1), None);
         assert_eq!(Epoch::MAX.next(), None);
@@ -102,11 +96,7 @@ mod tests {
         let token = FencingToken::new(21_474_836_481).unwrap();
         assert_eq!(token.epoch(), Epoch::new(5).unwrap());
         assert!(!token.past_half());
-        assert!(
-            FencingToken::new((5 << 32) + (1 << 31))
-                .unwrap()
-                .past_half()
-        );
+        assert!(FencingToken::new((5 << 32) + (1 << 31)).unwrap().past_half());
     }
 
     #[test]

@@ -6,10 +6,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
-use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
-    TlsCertificates,
-};
+use redis::{Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
 
 use super::StoreError;
 use crate::lease::{HolderId, LockKey};
@@ -46,10 +43,7 @@ pub struct Tls {
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls")
-            .field("ca", &self.ca.is_some())
-            .field("client", &self.client.is_some())
-            .finish()
+        f.debug_struct("Tls").field("ca", &self.ca.is_some()).field("client", &self.client.is_some()).finish()
     }
 }
 
@@ -73,22 +67,11 @@ pub struct Endpoint {
 impl Endpoint {
     /// A server without a password, in plain text.
     pub fn plain(host: impl Into<String>, port: u16) -> Self {
-        Self {
-            host: host.into(),
-            port,
-            ..Self::default()
-        }
+        Self { host: host.into(), port, ..Self::default() }
     }
 
     fn client(&self) -> Result<Client, StoreError> {
-        let Self {
-            host,
-            port,
-            database,
-            username,
-            password,
-            tls,
-        } = self;
+        let Self { host, port, database, username, password, tls } = self;
         let mut settings = RedisConnectionInfo::default().set_db(*database);
         if let Some(username) = username {
             settings = settings.set_username(username);
@@ -98,12 +81,7 @@ impl Endpoint {
         }
         let addr = match tls {
             None => ConnectionAddr::Tcp(host.clone(), *port),
-            Some(_) => ConnectionAddr::TcpTls {
-                host: host.clone(),
-                port: *port,
-                insecure: false,
-                tls_params: None,
-            },
+            Some(_) => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
         };
         let info = addr
             .into_connection_info()
@@ -117,10 +95,7 @@ impl Endpoint {
                 TlsCertificates {
                     client_tls: client
                         .clone()
-                        .map(|(client_cert, client_key)| ClientTlsConfig {
-                            client_cert,
-                            client_key,
-                        }),
+                        .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
                     root_cert: ca.clone(),
                 },
             ),
@@ -136,8 +111,7 @@ impl Endpoint {
             .set_max_delay(Duration::from_millis(200))
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        ConnectionManager::new_lazy_with_config(self.client()?, config)
-            .map_err(StoreError::Settings)
+        ConnectionManager::new_lazy_with_config(self.client()?, config).map_err(StoreError::Settings)
     }
 
     async fn pubsub(&self) -> Result<redis::aio::PubSub, StoreError> {
@@ -145,36 +119,21 @@ impl Endpoint {
         let client = self.client()?;
         tokio::time::timeout(CONNECT_TIMEOUT, client.get_async_pubsub())
             .await
-            .map_err(|_| StoreError::Timeout {
-                function: FUNCTION,
-                limit: CONNECT_TIMEOUT,
-            })?
-            .map_err(|source| StoreError::Call {
-                function: FUNCTION,
-                source,
-            })
+            .map_err(|_| StoreError::Timeout { function: FUNCTION, limit: CONNECT_TIMEOUT })?
+            .map_err(|source| StoreError::Call { function: FUNCTION, source })
     }
 
     /// Listens to the changes of all locks under a prefix. The stream ends with the connection.
     ///
     /// # Errors
     /// [`StoreError`] if the server can't be reached or refuses the subscription.
-    pub async fn changes(
-        &self,
-        prefix: &str,
-    ) -> Result<impl Stream<Item = Changes> + Send + use<>, StoreError> {
+    pub async fn changes(&self, prefix: &str) -> Result<impl Stream<Item = Changes> + Send + use<>, StoreError> {
         let mut pubsub = self.pubsub().await?;
-        let glob: String = prefix
-            .chars()
-            .flat_map(|c| ["\\".to_owned(), c.to_string()])
-            .collect();
+        let glob: String = prefix.chars().flat_map(|c| ["\\".to_owned(), c.to_string()]).collect();
         pubsub
             .psubscribe(format!("{glob}:{{*}}:changes"))
             .await
-            .map_err(|source| StoreError::Call {
-                function: "PSUBSCRIBE",
-                source,
-            })?;
+            .map_err(|source| StoreError::Call { function: "PSUBSCRIBE", source })?;
         let start = prefix.len() + 2;
         Ok(pubsub.into_on_message().filter_map(move |message| {
             let change = Changes::parse(&message, start);
@@ -199,9 +158,7 @@ impl Changes {
         let (namespace, name) = name.split_once('/')?;
         let lock = LockKey::new(namespace, name).ok()?;
         let text: String = message.get_payload().ok()?;
-        let offered = text
-            .strip_prefix("offered ")
-            .and_then(|id| HolderId::new(id).ok());
+        let offered = text.strip_prefix("offered ").and_then(|id| HolderId::new(id).ok());
         Some(Self { lock, offered })
     }
 }

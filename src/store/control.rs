@@ -152,11 +152,7 @@ type Answer<T> = Result<Result<T, Refusal>, StoreError>;
 impl Control {
     /// For the store whose `LockStore` has `uid`, in the reign `term`.
     pub fn new(store: Store, uid: impl Into<String>, term: i64) -> Self {
-        Self {
-            store,
-            uid: uid.into(),
-            term,
-        }
+        Self { store, uid: uid.into(), term }
     }
 
     /// The calls of a workload, on the same connection.
@@ -171,9 +167,7 @@ impl Control {
 
     fn command(&self, function: &'static str, locks: &[LockKey]) -> Cmd {
         let mut cmd = redis::cmd("FCALL");
-        cmd.arg(function)
-            .arg(1 + 3 * locks.len())
-            .arg(store_key(&self.store.prefix));
+        cmd.arg(function).arg(1 + 3 * locks.len()).arg(store_key(&self.store.prefix));
         for lock in locks {
             cmd.arg(&lock_keys(&self.store.prefix, lock));
         }
@@ -199,27 +193,17 @@ impl Control {
             Ok(reply) => reply,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let (now, run_id, replid, role) =
-            (reply.take()?, reply.take()?, reply.take()?, reply.take()?);
+        let (now, run_id, replid, role) = (reply.take()?, reply.take()?, reply.take()?, reply.take()?);
         let gate = Epoch::new(reply.take()?).filter(|epoch| *epoch != Epoch::default());
         let epoch = Epoch::new(reply.take()?).unwrap_or(Epoch::MAX);
-        Ok(Ok(Heartbeat {
-            now,
-            run_id,
-            replid,
-            role,
-            gate,
-            epoch,
-        }))
+        Ok(Ok(Heartbeat { now, run_id, replid, role, gate, epoch }))
     }
 
     /// Opens the gate of exactly the process it names. Safe to repeat.
     pub async fn open(&self, opening: &Opening) -> Answer<()> {
         const FUNCTION: &str = "leasehold1_open";
         let mut cmd = self.command(FUNCTION, &[]);
-        cmd.arg(opening.epoch.get())
-            .arg(&opening.run_id)
-            .arg(&opening.replid);
+        cmd.arg(opening.epoch.get()).arg(&opening.run_id).arg(&opening.replid);
         Ok(self.ask(FUNCTION, &cmd).await?.map(drop))
     }
 
@@ -232,12 +216,7 @@ impl Control {
     }
 
     /// As [`Control::provision`], before the gate of the named process is opened and only then.
-    pub async fn restore(
-        &self,
-        lock: &LockKey,
-        provision: &Provision,
-        opening: &Opening,
-    ) -> Answer<Provisioned> {
+    pub async fn restore(&self, lock: &LockKey, provision: &Provision, opening: &Opening) -> Answer<Provisioned> {
         const FUNCTION: &str = "leasehold1_restore";
         let mut cmd = self.command(FUNCTION, std::slice::from_ref(lock));
         push_provision(&mut cmd, provision);
@@ -306,11 +285,7 @@ impl Control {
             Ok(reply) => reply,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        Ok(Ok(Sealed {
-            last: reply.take()?,
-            direct: reply.millis()?,
-            pinned: reply.take()?,
-        }))
+        Ok(Ok(Sealed { last: reply.take()?, direct: reply.millis()?, pinned: reply.take()? }))
     }
 
     /// Forgets a sealed lock that nobody holds. Its last token must stand in etcd before.
@@ -335,43 +310,18 @@ fn refusal(reply: &mut Reply) -> Result<Option<Refusal>, StoreError> {
         "unprovisioned" => Refusal::Unprovisioned,
         "ok" | "sealed" | "released" => return Ok(None),
         _ => {
-            return Err(StoreError::Reply {
-                function: "FCALL",
-                answer: reply.outcome(),
-            });
+            return Err(StoreError::Reply { function: "FCALL", answer: reply.outcome() });
         }
     }))
 }
 
 fn push_provision(cmd: &mut Cmd, provision: &Provision) {
-    let Provision {
-        lock_uid,
-        generation,
-        permits,
-        lease,
-        max_hold,
-        token_floor,
-        quarantine,
-        token_ceiling,
-        holds,
-    } = provision;
+    let Provision { lock_uid, generation, permits, lease, max_hold, token_floor, quarantine, token_ceiling, holds } =
+        provision;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX >> 12);
-    cmd.arg(lock_uid)
-        .arg(generation)
-        .arg(permits)
-        .arg(millis(*lease))
-        .arg(max_hold.map_or(0, millis));
-    cmd.arg(token_floor)
-        .arg(millis(*quarantine))
-        .arg(token_ceiling.unwrap_or(0));
-    for Remembered {
-        id,
-        token,
-        mode,
-        identity,
-        pod_uid,
-    } in holds
-    {
+    cmd.arg(lock_uid).arg(generation).arg(permits).arg(millis(*lease)).arg(max_hold.map_or(0, millis));
+    cmd.arg(token_floor).arg(millis(*quarantine)).arg(token_ceiling.unwrap_or(0));
+    for Remembered { id, token, mode, identity, pod_uid } in holds {
         cmd.arg(id.as_str()).arg(token.get()).arg(mode.counted());
         push_mode(cmd, *mode);
         cmd.arg(identity).arg(pod_uid.as_deref().unwrap_or(""));
@@ -383,10 +333,7 @@ fn provisioned(answer: Result<Reply, Refusal>) -> Answer<Provisioned> {
         Ok(reply) => reply,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    Ok(Ok(Provisioned {
-        fresh: reply.take::<i64>()? == 1,
-        tampered: reply.take::<i64>()? == 1,
-    }))
+    Ok(Ok(Provisioned { fresh: reply.take::<i64>()? == 1, tampered: reply.take::<i64>()? == 1 }))
 }
 
 fn due(value: Value) -> Result<Due, StoreError> {

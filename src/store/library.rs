@@ -33,12 +33,8 @@ pub struct ServerFacts {
 }
 
 fn source_version(source: &str) -> i64 {
-    let line = source
-        .lines()
-        .find_map(|line| line.strip_prefix("local VERSION = "));
-    line.and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
+    let line = source.lines().find_map(|line| line.strip_prefix("local VERSION = "));
+    line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 impl Store {
@@ -81,33 +77,19 @@ impl Store {
     pub async fn server(&self) -> Result<ServerFacts, StoreError> {
         let mut cmd = redis::cmd("INFO");
         cmd.arg("server");
-        let info: String =
-            redis::from_redis_value(self.call("INFO server", &cmd).await?).map_err(|error| {
-                StoreError::Reply {
-                    function: "INFO server",
-                    answer: error.to_string(),
-                }
-            })?;
+        let info: String = redis::from_redis_value(self.call("INFO server", &cmd).await?)
+            .map_err(|error| StoreError::Reply { function: "INFO server", answer: error.to_string() })?;
         let mut config = redis::cmd("CONFIG");
         config.arg("GET").arg("maxmemory-policy");
         let eviction = self.call("CONFIG GET", &config).await.ok();
-        let eviction =
-            eviction.and_then(|value| redis::from_redis_value::<Vec<String>>(value).ok());
+        let eviction = eviction.and_then(|value| redis::from_redis_value::<Vec<String>>(value).ok());
         let (version, supported) = version(&info);
-        Ok(ServerFacts {
-            version,
-            supported,
-            eviction: eviction.and_then(|pair| pair.into_iter().nth(1)),
-        })
+        Ok(ServerFacts { version, supported, eviction: eviction.and_then(|pair| pair.into_iter().nth(1)) })
     }
 }
 
 fn version(info: &str) -> (String, bool) {
-    let field = |name: &str| {
-        info.lines()
-            .find_map(|line| line.strip_prefix(name))
-            .map(str::trim)
-    };
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let at_least = |version: &str, want: (u32, u32)| {
         let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= want
@@ -131,14 +113,8 @@ mod tests {
 
     #[test]
     fn versions_too_old_for_functions_are_told_apart() {
-        assert_eq!(
-            version("redis_version:6.2.14\r\n"),
-            ("6.2.14".into(), false)
-        );
+        assert_eq!(version("redis_version:6.2.14\r\n"), ("6.2.14".into(), false));
         assert_eq!(version("redis_version:7.0.15\r\n"), ("7.0.15".into(), true));
-        assert_eq!(
-            version("redis_version:7.2.4\r\nvalkey_version:8.1.0\r\n"),
-            ("valkey 8.1.0".into(), true)
-        );
+        assert_eq!(version("redis_version:7.2.4\r\nvalkey_version:8.1.0\r\n"), ("valkey 8.1.0".into(), true));
     }
 }

@@ -20,9 +20,7 @@ mod workload;
 pub mod model;
 
 pub use connect::{Changes, Endpoint, Password, Tls};
-pub use control::{
-    Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed,
-};
+pub use control::{Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed};
 pub use error::StoreError;
 pub use library::{LIBRARY_SOURCE, LibraryState, ServerFacts};
 pub use workload::{Hold, HoldState, Inspection, Store};

@@ -71,14 +71,7 @@ impl Model {
     /// A process that has just started, without data.
     pub fn new(now: i64, process: (String, String)) -> Self {
         let (gates, store) = (BTreeMap::new(), StoreKey::default());
-        Self {
-            now,
-            process,
-            gates,
-            store,
-            record: None,
-            queue: Vec::new(),
-        }
+        Self { now, process, gates, store, record: None, queue: Vec::new() }
     }
 
     /// The process ends and another starts, without data.
@@ -118,10 +111,7 @@ impl Model {
     }
 
     fn gate_of_record(&self) -> Option<Gate> {
-        self.record
-            .as_ref()
-            .and_then(|record| self.gates.get(&record.store))
-            .copied()
+        self.record.as_ref().and_then(|record| self.gates.get(&record.store)).copied()
     }
 
     /// As [`super::Store::inspect`].
@@ -141,10 +131,7 @@ impl Model {
             quarantine: (record.not_before - self.now).max(0),
             gate_open: self.gate_of_record().is_some(),
             holds,
-            waiters: self
-                .waiters()
-                .map(|waiter| (waiter.request.id.clone(), waiter.delegated))
-                .collect(),
+            waiters: self.waiters().map(|waiter| (waiter.request.id.clone(), waiter.delegated)).collect(),
         })
     }
 
@@ -154,41 +141,22 @@ impl Model {
 
     /// What those who wait have asked for, in the order in which they are served.
     pub fn waiting(&self) -> Vec<Request> {
-        self.waiters()
-            .map(|waiter| waiter.request.clone())
-            .collect()
+        self.waiters().map(|waiter| waiter.request.clone()).collect()
     }
 
     /// The ids that have ended and are remembered or have been, oldest first.
     pub fn finished(&self) -> Vec<HolderId> {
-        self.record
-            .iter()
-            .flat_map(|record| &record.finished)
-            .map(|(id, ..)| id.clone())
-            .collect()
+        self.record.iter().flat_map(|record| &record.finished).map(|(id, ..)| id.clone()).collect()
     }
 
     /// Every time at which an answer may change, in no order.
     pub fn deadlines(&self) -> Vec<i64> {
-        let waiters = self
-            .queue
-            .iter()
-            .flat_map(|waiter| [waiter.refresh, waiter.deadline])
-            .flatten();
-        let heartbeats = self
-            .gates
-            .values()
-            .map(|gate| gate.heartbeat + HEARTBEAT_STALE_MS);
+        let waiters = self.queue.iter().flat_map(|waiter| [waiter.refresh, waiter.deadline]).flatten();
+        let heartbeats = self.gates.values().map(|gate| gate.heartbeat + HEARTBEAT_STALE_MS);
         let record = self.record.iter().flat_map(|record| {
             let holds = record.holds.iter().map(|hold| hold.expires);
-            holds
-                .chain(record.finished.iter().map(|(_, till, _)| *till))
-                .chain([record.not_before])
+            holds.chain(record.finished.iter().map(|(_, till, _)| *till)).chain([record.not_before])
         });
-        waiters
-            .chain(heartbeats)
-            .chain(record)
-            .filter(|at| *at > self.now)
-            .collect()
+        waiters.chain(heartbeats).chain(record).filter(|at| *at > self.now).collect()
     }
 }

@@ -25,15 +25,8 @@ impl Reply {
     /// A bare list of parts.
     fn parts(function: &'static str, value: Value) -> Result<Self, StoreError> {
         match value {
-            Value::Array(parts) => Ok(Self {
-                function,
-                parts: parts.into_iter(),
-                outcome: String::new(),
-            }),
-            Value::ServerError(error) => Err(StoreError::Call {
-                function,
-                source: RedisError::from(error),
-            }),
+            Value::Array(parts) => Ok(Self { function, parts: parts.into_iter(), outcome: String::new() }),
+            Value::ServerError(error) => Err(StoreError::Call { function, source: RedisError::from(error) }),
             other => Err(unreadable(function, &other)),
         }
     }
@@ -43,11 +36,7 @@ impl Reply {
         let part = self.parts.next().unwrap_or(Value::Nil);
         T::from_redis_value(part).map_err(|error| StoreError::Call {
             function: self.function,
-            source: RedisError::from((
-                ErrorKind::UnexpectedReturnType,
-                "unreadable answer",
-                error.to_string(),
-            )),
+            source: RedisError::from((ErrorKind::UnexpectedReturnType, "unreadable answer", error.to_string())),
         })
     }
 
@@ -57,16 +46,11 @@ impl Reply {
     }
 
     pub(super) fn unknown(self) -> StoreError {
-        StoreError::Reply {
-            function: self.function,
-            answer: self.outcome,
-        }
+        StoreError::Reply { function: self.function, answer: self.outcome }
     }
 
     pub(super) fn millis(&mut self) -> Result<Duration, StoreError> {
-        Ok(Duration::from_millis(
-            self.take::<i64>()?.max(0).unsigned_abs(),
-        ))
+        Ok(Duration::from_millis(self.take::<i64>()?.max(0).unsigned_abs()))
     }
 
     pub(super) fn token(&mut self) -> Result<FencingToken, StoreError> {
@@ -75,19 +59,13 @@ impl Reply {
     }
 
     pub(super) fn grant(&mut self) -> Result<Grant, StoreError> {
-        Ok(Grant {
-            token: self.token()?,
-            remaining: self.millis()?,
-        })
+        Ok(Grant { token: self.token()?, remaining: self.millis()? })
     }
 
     /// A nested array.
     pub(super) fn list(&mut self) -> Result<Vec<Reply>, StoreError> {
         let parts: Vec<Value> = self.take()?;
-        parts
-            .into_iter()
-            .map(|part| Reply::parts(self.function, part))
-            .collect()
+        parts.into_iter().map(|part| Reply::parts(self.function, part)).collect()
     }
 
     /// All parts that are left.
@@ -97,8 +75,5 @@ impl Reply {
 }
 
 pub(super) fn unreadable(function: &'static str, value: &Value) -> StoreError {
-    StoreError::Reply {
-        function,
-        answer: format!("{value:.80?}"),
-    }
+    StoreError::Reply { function, answer: format!("{value:.80?}") }
 }

@@ -5,9 +5,7 @@ use redis::{Cmd, Value};
 
 use super::reply::{Reply, unreadable};
 use super::{Endpoint, StoreError, lock_keys};
-use crate::lease::{
-    Acquired, FencingToken, HolderId, LockKey, Mode, Released, Renewed, Request, Wait,
-};
+use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Released, Renewed, Request, Wait};
 
 /// One Redis and one key prefix in it. Cheap to clone; clones share the connection.
 #[derive(Clone)]
@@ -83,20 +81,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Settings`] if the endpoint can't be used as given.
     pub fn connect(endpoint: &Endpoint, prefix: &str) -> Result<Self, StoreError> {
-        Ok(Self {
-            connection: endpoint.manager()?,
-            prefix: prefix.to_owned(),
-        })
+        Ok(Self { connection: endpoint.manager()?, prefix: prefix.to_owned() })
     }
 
-    pub(super) async fn call(
-        &self,
-        function: &'static str,
-        cmd: &Cmd,
-    ) -> Result<Value, StoreError> {
-        cmd.query_async(&mut self.connection.clone())
-            .await
-            .map_err(|source| StoreError::Call { function, source })
+    pub(super) async fn call(&self, function: &'static str, cmd: &Cmd) -> Result<Value, StoreError> {
+        cmd.query_async(&mut self.connection.clone()).await.map_err(|source| StoreError::Call { function, source })
     }
 
     fn on_lock(&self, function: &'static str, lock: &LockKey) -> Cmd {
@@ -136,10 +125,7 @@ impl Store {
             cmd.arg(id.as_str());
         }
         match self.call(FUNCTION, &cmd).await? {
-            Value::Array(answers) => answers
-                .into_iter()
-                .map(|a| renewed(Reply::read(FUNCTION, a)?))
-                .collect(),
+            Value::Array(answers) => answers.into_iter().map(|a| renewed(Reply::read(FUNCTION, a)?)).collect(),
             other => Err(unreadable(FUNCTION, &other)),
         }
     }
@@ -161,12 +147,7 @@ impl Store {
         self.end("leasehold1_cancel", lock, id).await
     }
 
-    async fn end(
-        &self,
-        function: &'static str,
-        lock: &LockKey,
-        id: &HolderId,
-    ) -> Result<Released, StoreError> {
+    async fn end(&self, function: &'static str, lock: &LockKey, id: &HolderId) -> Result<Released, StoreError> {
         let mut cmd = self.on_lock(function, lock);
         cmd.arg(id.as_str());
         released(self.reply(function, &cmd).await?)
@@ -192,46 +173,27 @@ pub(super) fn push_mode(cmd: &mut Cmd, mode: Mode) {
 }
 
 pub(super) fn push_request(cmd: &mut Cmd, request: &Request) {
-    let Request {
-        id,
-        mode,
-        priority,
-        wait,
-        identity,
-        pod_uid,
-    } = request;
+    let Request { id, mode, priority, wait, identity, pod_uid } = request;
     let wait = match wait {
         Wait::No => 0,
-        Wait::For(time) => i64::try_from(time.as_millis())
-            .unwrap_or(i64::MAX >> 12)
-            .max(1),
+        Wait::For(time) => i64::try_from(time.as_millis()).unwrap_or(i64::MAX >> 12).max(1),
         Wait::Forever => -1,
     };
     cmd.arg(id.as_str());
     push_mode(cmd, *mode);
-    cmd.arg(mode.counted())
-        .arg(priority)
-        .arg(wait)
-        .arg(identity)
-        .arg(pod_uid.as_deref().unwrap_or(""));
+    cmd.arg(mode.counted()).arg(priority).arg(wait).arg(identity).arg(pod_uid.as_deref().unwrap_or(""));
 }
 
 pub(super) fn acquired(mut reply: Reply) -> Result<Acquired, StoreError> {
     Ok(match reply.outcome().as_str() {
         "granted" => Acquired::Granted(reply.grant()?),
-        "queued" => Acquired::Queued {
-            retry: reply.millis()?,
-        },
-        "busy" => Acquired::Busy {
-            retry: reply.millis()?,
-        },
+        "queued" => Acquired::Queued { retry: reply.millis()? },
+        "busy" => Acquired::Busy { retry: reply.millis()? },
         "lost" => Acquired::Lost,
         "sealed" => Acquired::Sealed,
         "gate-closed" => Acquired::GateClosed,
         "unprovisioned" => Acquired::Unprovisioned,
-        "unsatisfiable" => Acquired::Unsatisfiable {
-            permits: reply.take()?,
-        },
+        "unsatisfiable" => Acquired::Unsatisfiable { permits: reply.take()? },
         "epoch-exhausted" => Acquired::EpochExhausted,
         _ => return Err(reply.unknown()),
     })
@@ -275,16 +237,8 @@ fn inspection(mut reply: Reply) -> Result<Option<Inspection>, StoreError> {
         sealed: reply.take::<i64>()? == 1,
         quarantine: reply.take()?,
         gate_open: reply.take::<i64>()? == 1,
-        holds: reply
-            .list()?
-            .into_iter()
-            .map(hold)
-            .collect::<Result<_, _>>()?,
-        waiters: reply
-            .list()?
-            .into_iter()
-            .map(waiter)
-            .collect::<Result<_, _>>()?,
+        holds: reply.list()?.into_iter().map(hold).collect::<Result<_, _>>()?,
+        waiters: reply.list()?.into_iter().map(waiter).collect::<Result<_, _>>()?,
     };
     inspection.holds.sort_by_key(|hold| hold.token);
     Ok(Some(inspection))
@@ -309,17 +263,7 @@ fn hold(mut reply: Reply) -> Result<Hold, StoreError> {
     let (acquired, renewed, expires) = (reply.take()?, reply.take()?, reply.take()?);
     let (identity, pod) = (reply.take()?, reply.take::<String>()?);
     let pod_uid = Some(pod).filter(|uid| !uid.is_empty());
-    Ok(Hold {
-        id,
-        token,
-        mode,
-        state,
-        acquired,
-        renewed,
-        expires,
-        identity,
-        pod_uid,
-    })
+    Ok(Hold { id, token, mode, state, acquired, renewed, expires, identity, pod_uid })
 }
 
 fn waiter(mut reply: Reply) -> Result<(HolderId, bool), StoreError> {
@@ -328,8 +272,5 @@ fn waiter(mut reply: Reply) -> Result<(HolderId, bool), StoreError> {
 
 fn holder_id(reply: &mut Reply) -> Result<HolderId, StoreError> {
     let id: String = reply.take()?;
-    HolderId::new(id).map_err(|error| StoreError::Reply {
-        function: "leasehold1_inspect",
-        answer: error.to_string(),
-    })
+    HolderId::new(id).map_err(|error| StoreError::Reply { function: "leasehold1_inspect", answer: error.to_string() })
 }

@@ -11,10 +11,7 @@ const KINDS: [&str; 3] = ["LockStore", "DistributedLock", "LockClaim"];
 
 /// The definition of a kind.
 fn crd(kind: &str) -> Value {
-    let crd = api::crds()
-        .into_iter()
-        .find(|crd| crd.spec.names.kind == kind)
-        .expect("a kind of ours");
+    let crd = api::crds().into_iter().find(|crd| crd.spec.names.kind == kind).expect("a kind of ours");
     serde_json::to_value(crd).unwrap()
 }
 
@@ -53,12 +50,8 @@ fn unbounded(_: &str, schema: &Value) -> Option<&'static str> {
         Some("string") => (!has("maxLength") && !has("enum")).then_some("has no maxLength"),
         Some("array") if !has("x-kubernetes-list-type") => Some("has no list type"),
         Some("array") => (!has("maxItems")).then_some("has no maxItems"),
-        Some("integer") => {
-            (!has("minimum") || !has("maximum")).then_some("has no minimum or no maximum")
-        }
-        Some("object") if has("additionalProperties") => {
-            (!has("maxProperties")).then_some("has no maxProperties")
-        }
+        Some("integer") => (!has("minimum") || !has("maximum")).then_some("has no minimum or no maximum"),
+        Some("object") if has("additionalProperties") => (!has("maxProperties")).then_some("has no maxProperties"),
         Some("object") => None,
         _ => Some("has a type that no rule bounds"),
     }
@@ -69,18 +62,11 @@ fn the_committed_definitions_are_the_generated_ones() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
     let mut generated = BTreeSet::new();
     for document in documents().unwrap() {
-        let committed =
-            std::fs::read_to_string(folder.join(&document.file_name)).unwrap_or_default();
-        assert!(
-            committed == document.yaml,
-            "crds/{} is out of date: run `make crds`",
-            document.file_name
-        );
+        let committed = std::fs::read_to_string(folder.join(&document.file_name)).unwrap_or_default();
+        assert!(committed == document.yaml, "crds/{} is out of date: run `make crds`", document.file_name);
         generated.insert(document.file_name);
     }
-    let files = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|f| f.unwrap().file_name().into_string().unwrap());
+    let files = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
     assert_eq!(files.collect::<BTreeSet<_>>(), generated);
 }
 
@@ -136,14 +122,10 @@ fn resolve<'a>(crd: &'a Value, path: &str) -> Result<&'a Value, String> {
     let mut rest = path.strip_prefix('.').ok_or("no leading dot")?;
     loop {
         let end = rest.find(['.', '[']).unwrap_or(rest.len());
-        schema = schema["properties"]
-            .get(&rest[..end])
-            .ok_or_else(|| format!("{path}: no {}", &rest[..end]))?;
+        schema = schema["properties"].get(&rest[..end]).ok_or_else(|| format!("{path}: no {}", &rest[..end]))?;
         rest = &rest[end..];
         if let Some(filter) = rest.strip_prefix("[?(@.type==\"") {
-            let (type_, after) = filter
-                .split_once("\")]")
-                .ok_or_else(|| format!("{path}: odd filter"))?;
+            let (type_, after) = filter.split_once("\")]").ok_or_else(|| format!("{path}: odd filter"))?;
             is_a_condition(crd, type_)?;
             (schema, rest) = (&schema["items"], after);
         }
@@ -157,12 +139,8 @@ fn resolve<'a>(crd: &'a Value, path: &str) -> Result<&'a Value, String> {
 
 fn is_a_condition(crd: &Value, type_: &str) -> Result<(), String> {
     let default = &root_schema(crd)["properties"]["status"]["default"]["conditions"];
-    let known = default
-        .as_array()
-        .is_some_and(|list| list.iter().any(|condition| condition["type"] == type_));
-    known
-        .then_some(())
-        .ok_or_else(|| format!("no condition {type_}"))
+    let known = default.as_array().is_some_and(|list| list.iter().any(|condition| condition["type"] == type_));
+    known.then_some(()).ok_or_else(|| format!("no condition {type_}"))
 }
 
 #[test]
@@ -172,11 +150,7 @@ fn columns_and_selectable_fields_lead_somewhere() {
         for column in version["additionalPrinterColumns"].as_array().unwrap() {
             let path = column["jsonPath"].as_str().unwrap();
             if path != ".metadata.creationTimestamp" {
-                assert_eq!(
-                    resolve(&crd, path).unwrap()["type"],
-                    column["type"],
-                    "{path}"
-                );
+                assert_eq!(resolve(&crd, path).unwrap()["type"], column["type"], "{path}");
             }
         }
         for field in version["selectableFields"].as_array().unwrap() {
@@ -193,14 +167,8 @@ fn all_kinds_share_group_version_category_and_a_status() {
         let crd = crd(kind);
         let spec = &crd["spec"];
         assert_eq!(spec["group"], api::GROUP);
-        assert_eq!(
-            spec["names"]["categories"],
-            serde_json::json!(["leasehold"])
-        );
+        assert_eq!(spec["names"]["categories"], serde_json::json!(["leasehold"]));
         assert_eq!(spec["versions"][0]["name"], api::VERSION);
-        assert_eq!(
-            spec["versions"][0]["subresources"],
-            serde_json::json!({"status": {}})
-        );
+        assert_eq!(spec["versions"][0]["subresources"], serde_json::json!({"status": {}}));
     }
 }

@@ -35,8 +35,7 @@ use super::writes::{api_of, is_conflict, is_not_found, replace_status, set_final
 use super::{Context, Error};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{
-    ClaimedLock, DistributedLock, HolderRef, LockClaim, LockClaimStatus, NodeUnreachablePolicy,
-    time,
+    ClaimedLock, DistributedLock, FINALIZER, HolderRef, LockClaim, LockClaimStatus, NodeUnreachablePolicy, time,
 };
 use crate::lease::{Acquired, Grant, HolderId, LockKey, Renewed, Request, Wait};
 use crate::store::{Control, Refusal, Remembered, StoreError};
@@ -54,50 +53,28 @@ pub(super) fn remembered(claim: &LockClaim, lock: &LockKey) -> Option<Remembered
     if !matches!(plan::stage(claim), Stage::Granted | Stage::Told) {
         return None;
     }
-    let request = claim
-        .spec
-        .locks
-        .iter()
-        .find(|request| request.name == lock.name())?;
+    let request = claim.spec.locks.iter().find(|request| request.name == lock.name())?;
     let same_namespace = claim.namespace().as_deref() == Some(lock.namespace());
     same_namespace.then_some(Remembered {
         id: plan::holder_id(claim)?,
         token: plan::recorded_token(claim)?,
         mode: plan::mode(request),
         identity: plan::identity(claim),
-        pod_uid: claim
-            .spec
-            .holder_ref
-            .as_ref()
-            .map(|holder| holder.uid.clone()),
+        pod_uid: claim.spec.holder_ref.as_ref().map(|holder| holder.uid.clone()),
     })
 }
 
-/// Puts the claims that wait for a lock back into its queue, oldest first, after its record was lost.
+/// Puts the claims that wait for a lock into the queue of its new record: by creation time, and within a second of it
+/// in the order in which this process has seen them.
 pub(super) async fn rejoin(
+    ctx: &Context,
     control: &Control,
     lock: &LockKey,
-    claims: &[LockClaim],
+    claims: impl Iterator<Item = &LockClaim>,
 ) -> Result<(), StoreError> {
     let now = Timestamp::now();
-    let waits = |claim: &&LockClaim| {
-        let here = claim.namespace().as_deref() == Some(lock.namespace());
-        let asks = claim
-            .spec
-            .locks
-            .first()
-            .is_some_and(|asked| asked.name == lock.name());
-        let started = claim
-            .status
-            .as_ref()
-            .is_some_and(|status| status.start_time.is_some());
-        here && asks
-            && started
-            && plan::stage(claim) == Stage::Waiting
-            && plan::wait_left(claim, now) != Some(Duration::ZERO)
-    };
-    let mut waiting: Vec<&LockClaim> = claims.iter().filter(waits).collect();
-    waiting.sort_by_key(|claim| (claim.creation_timestamp().map(|at| at.0), claim.uid()));
+    let mut waiting: Vec<&LockClaim> = claims.filter(|claim| waits_for(claim, lock, now)).collect();
+    waiting.sort_by_key(|claim| (claim.creation_timestamp().map(|at| at.0), ctx.arrival(claim), claim.uid()));
     for claim in waiting {
         if let Some(request) = request(claim, now) {
             // Whatever the answer, the claim's own loop asks again and heeds it.
@@ -105,6 +82,15 @@ pub(super) async fn rejoin(
         }
     }
     Ok(())
+}
+
+fn waits_for(claim: &LockClaim, lock: &LockKey, now: Timestamp) -> bool {
+    let here = claim.namespace().as_deref() == Some(lock.namespace());
+    let asks = claim.spec.locks.first().is_some_and(|asked| asked.name == lock.name());
+    let ours = claim.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let started = claim.status.as_ref().is_some_and(|status| status.start_time.is_some());
+    let in_time = plan::wait_left(claim, now) != Some(Duration::ZERO);
+    here && asks && ours && started && in_time && plan::stage(claim) == Stage::Waiting
 }
 
 /// What a claim asks for in Redis.
@@ -119,11 +105,7 @@ fn request(claim: &LockClaim, now: Timestamp) -> Option<Request> {
             Some(left) => Wait::For(left),
         },
         identity: plan::identity(claim),
-        pod_uid: claim
-            .spec
-            .holder_ref
-            .as_ref()
-            .map(|holder| holder.uid.clone()),
+        pod_uid: claim.spec.holder_ref.as_ref().map(|holder| holder.uid.clone()),
     })
 }
 
@@ -188,69 +170,37 @@ impl Look {
         let Some(request) = claim.spec.locks.first() else {
             return Ok(None);
         };
-        let (Ok(key), Some(id)) = (
-            LockKey::new(&namespace, &request.name),
-            plan::holder_id(&claim),
-        ) else {
+        let (Ok(key), Some(id)) = (LockKey::new(&namespace, &request.name), plan::holder_id(&claim)) else {
             return Ok(None);
         };
         let me = ObjectRef::from_obj(&*claim);
+        ctx.arrival(&claim);
         let lock = ctx.lock(&key);
-        let state = lock
-            .as_ref()
-            .and_then(|lock| ctx.stores.state(lock.store_name()));
+        let state = lock.as_ref().and_then(|lock| ctx.stores.state(lock.store_name()));
         let (store, open) = match (&lock, state) {
             (None, _) => (Store::NoLock, None),
             (Some(_), Some(StoreState::Ready(open))) => (Store::Open, Some(open)),
             (Some(_), _) => (Store::Closed, None),
         };
-        let lock_leaves = lock
-            .as_ref()
-            .is_some_and(|lock| lock.metadata.deletion_timestamp.is_some());
-        let bounds = [
-            claim.max_hold(),
-            lock.as_ref().and_then(|lock| lock.max_hold()),
-        ];
+        let lock_leaves = lock.as_ref().is_some_and(|lock| lock.metadata.deletion_timestamp.is_some());
+        let bounds = [claim.max_hold(), lock.as_ref().and_then(|lock| lock.max_hold())];
         let mut facts = Facts {
             store: if lock_leaves { Store::NoLock } else { store },
             pod: None,
             node_ready: false,
-            policy: lock.as_ref().map_or(NodeUnreachablePolicy::Keep, |lock| {
-                lock.spec.node_unreachable_policy
-            }),
+            policy: lock.as_ref().map_or(NodeUnreachablePolicy::Keep, |lock| lock.spec.node_unreachable_policy),
             max_hold: bounds.into_iter().flatten().min(),
             now: Timestamp::now(),
         };
-        if let Some(holder) = claim
-            .spec
-            .holder_ref
-            .as_ref()
-            .filter(|_| plan::stage(&claim) != Stage::Finished)
-        {
+        if let Some(holder) = claim.spec.holder_ref.as_ref().filter(|_| plan::stage(&claim) != Stage::Finished) {
             let fate = fate(ctx, &namespace, holder, &me).await?;
-            if let Fate::Vanished {
-                settled_in: Duration::ZERO,
-                node,
-            } = &fate
-            {
-                let known = claim
-                    .status
-                    .as_ref()
-                    .and_then(|status| status.node_name.clone());
+            if let Fate::Vanished { settled_in: Duration::ZERO, node } = &fate {
+                let known = claim.status.as_ref().and_then(|status| status.node_name.clone());
                 facts.node_ready = node_ready(ctx, node.clone().or(known)).await?;
             }
             facts.pod = Some(fate);
         }
-        Ok(Some(Self {
-            ctx: ctx.clone(),
-            claim,
-            me,
-            key,
-            id,
-            lock,
-            open,
-            facts,
-        }))
+        Ok(Some(Self { ctx: ctx.clone(), claim, me, key, id, lock, open, facts }))
     }
 
     async fn apply(&self, step: Step) -> Result<Next, Error> {
@@ -292,9 +242,7 @@ impl Look {
         status.observed_generation = generation;
         status.lock_names = Some(self.claim.lock_names());
         status.attempt.get_or_insert(1);
-        status
-            .start_time
-            .get_or_insert_with(|| time::seconds(self.facts.now));
+        status.start_time.get_or_insert_with(|| time::seconds(self.facts.now));
         let active = "it waits or holds";
         condition::set(
             &mut status.conditions,
@@ -316,15 +264,7 @@ impl Look {
 
     fn held(&self, status: &mut LockClaimStatus, held: bool, reason: &str, message: &str) {
         let (generation, now) = (self.claim.metadata.generation, self.facts.now);
-        condition::set(
-            &mut status.conditions,
-            types::HELD,
-            held,
-            reason,
-            message,
-            generation,
-            now,
-        );
+        condition::set(&mut status.conditions, types::HELD, held, reason, message, generation, now);
     }
 
     fn keep_in_mind(&self, held: bool) {
@@ -354,8 +294,7 @@ impl Look {
             Acquired::Granted(grant) => self.granted(grant).await,
             Acquired::Queued { .. } => {
                 let left = plan::wait_left(&self.claim, self.facts.now);
-                self.wait(reasons::WAITING, "it waits for its turn", left)
-                    .await
+                self.wait(reasons::WAITING, "it waits for its turn", left).await
             }
             Acquired::Busy { .. } => {
                 let message = "the lock is held, and the claim doesn't wait (any longer)";
@@ -363,25 +302,14 @@ impl Look {
             }
             Acquired::Lost => self.next_attempt().await,
             Acquired::Unsatisfiable { permits } => {
-                let message =
-                    format!("it asks for more than the {permits} permits that the lock has");
+                let message = format!("it asks for more than the {permits} permits that the lock has");
                 self.finish(reasons::UNSATISFIABLE, &message).await
             }
-            Acquired::Sealed => {
-                self.wait(
-                    reasons::LOCK_NOT_FOUND,
-                    "the lock is being deleted",
-                    Some(SOON),
-                )
-                .await
-            }
+            Acquired::Sealed => self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await,
             Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted => {
-                self.ctx
-                    .triggers
-                    .lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
+                self.ctx.triggers.lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
                 let message = "the lock's record in Redis is being made";
-                self.wait(reasons::STORE_NOT_READY, message, Some(SOON))
-                    .await
+                self.wait(reasons::STORE_NOT_READY, message, Some(SOON)).await
             }
         }
     }
@@ -397,18 +325,9 @@ impl Look {
             status.holder_id = Some(self.id.as_str().to_owned());
             status.fencing_token = Some(grant.token.get());
             let acquire_time = time::micros(self.facts.now);
-            status.locks = vec![ClaimedLock {
-                name,
-                fencing_token: grant.token.get(),
-                acquire_time,
-                expire_time: None,
-            }];
-            self.held(
-                status,
-                false,
-                reasons::GRANTED,
-                "it was granted and is being recorded",
-            );
+            status.locks =
+                vec![ClaimedLock { name, fencing_token: grant.token.get(), acquire_time, expire_time: None }];
+            self.held(status, false, reasons::GRANTED, "it was granted and is being recorded");
         })
         .await
     }
@@ -434,9 +353,7 @@ impl Look {
             Err(refusal) => self.refused(&refusal),
             // The record was lost: its recovery puts this hold back, since etcd has it.
             Ok(Renewed::Unprovisioned) => {
-                self.ctx
-                    .triggers
-                    .lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
+                self.ctx.triggers.lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
                 Ok(Next::Rest(Some(SOON)))
             }
             Ok(Renewed::Lost | Renewed::NotHeld) => self.next_attempt().await,
@@ -449,19 +366,11 @@ impl Look {
         let next = self
             .write(|status| {
                 status.node_name = self.node().or(status.node_name.take());
-                self.held(
-                    status,
-                    true,
-                    reasons::HELD,
-                    &format!("it holds with token {}", grant.token),
-                );
+                self.held(status, true, reasons::HELD, &format!("it holds with token {}", grant.token));
             })
             .await?;
         let note = format!("holds {} with token {}", self.key.name(), grant.token);
-        self.ctx
-            .events
-            .normal(&*self.claim, "Acquired", "Grant", note)
-            .await;
+        self.ctx.events.normal(&*self.claim, "Acquired", "Grant", note).await;
         Ok(next)
     }
 
@@ -472,17 +381,10 @@ impl Look {
         }
     }
 
-    async fn keep(
-        &self,
-        within: Option<Duration>,
-        note: Option<(&'static str, String)>,
-    ) -> Result<Next, Error> {
+    async fn keep(&self, within: Option<Duration>, note: Option<(&'static str, String)>) -> Result<Next, Error> {
         self.keep_in_mind(true);
-        let token = plan::recorded_token(&self.claim)
-            .map(|token| token.to_string())
-            .unwrap_or_default();
-        let (reason, message) =
-            note.unwrap_or((reasons::HELD, format!("it holds with token {token}")));
+        let token = plan::recorded_token(&self.claim).map(|token| token.to_string()).unwrap_or_default();
+        let (reason, message) = note.unwrap_or((reasons::HELD, format!("it holds with token {token}")));
         let next = self
             .write(|status| {
                 status.node_name = self.node().or(status.node_name.take());
@@ -490,22 +392,14 @@ impl Look {
             })
             .await?;
         if matches!(next, Next::Again(_)) && reason == reasons::HOLDER_UNREACHABLE {
-            self.ctx
-                .events
-                .warning(&*self.claim, reason, "Keep", message)
-                .await;
+            self.ctx.events.warning(&*self.claim, reason, "Keep", message).await;
         }
         Ok(Next::Rest(within))
     }
 
     async fn release(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
-        let next = self
-            .write(|status| self.held(status, false, reasons::RELEASING, message))
-            .await?;
-        self.ctx
-            .events
-            .normal(&*self.claim, reason, "Release", message.to_owned())
-            .await;
+        let next = self.write(|status| self.held(status, false, reasons::RELEASING, message)).await?;
+        self.ctx.events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
         Ok(next)
     }
 
@@ -524,17 +418,8 @@ impl Look {
         if self.claim.metadata.deletion_timestamp.is_some() {
             return self.let_go().await;
         }
-        let held = self
-            .claim
-            .status
-            .as_ref()
-            .and_then(|s| condition::get(&s.conditions, types::HELD))
-            .cloned();
-        self.finish(
-            reasons::RELEASED,
-            &held.map(|held| held.message).unwrap_or_default(),
-        )
-        .await
+        let held = self.claim.status.as_ref().and_then(|s| condition::get(&s.conditions, types::HELD)).cloned();
+        self.finish(reasons::RELEASED, &held.map(|held| held.message).unwrap_or_default()).await
     }
 
     /// Leaves the queue.
@@ -555,35 +440,18 @@ impl Look {
             .write(|status| {
                 let (generation, now) = (self.claim.metadata.generation, self.facts.now);
                 self.held(status, false, reason, message);
-                condition::set(
-                    &mut status.conditions,
-                    types::FINISHED,
-                    true,
-                    reason,
-                    message,
-                    generation,
-                    now,
-                );
+                condition::set(&mut status.conditions, types::FINISHED, true, reason, message, generation, now);
                 status.finish_time = Some(time::seconds(now));
             })
             .await?;
         if reason != reasons::RELEASED {
-            self.ctx
-                .events
-                .warning(&*self.claim, reason, "Finish", message.to_owned())
-                .await;
+            self.ctx.events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
         }
         Ok(next)
     }
 
-    async fn wait(
-        &self,
-        reason: &'static str,
-        message: &str,
-        within: Option<Duration>,
-    ) -> Result<Next, Error> {
-        self.write(|status| self.held(status, false, reason, message))
-            .await?;
+    async fn wait(&self, reason: &'static str, message: &str, within: Option<Duration>) -> Result<Next, Error> {
+        self.write(|status| self.held(status, false, reason, message)).await?;
         Ok(Next::Rest(within))
     }
 
@@ -595,14 +463,8 @@ impl Look {
 
     async fn delete(&self) -> Result<Next, Error> {
         let (uid, resource_version) = (self.claim.uid(), self.claim.resource_version());
-        let preconditions = Some(Preconditions {
-            uid,
-            resource_version,
-        });
-        let params = DeleteParams {
-            preconditions,
-            ..DeleteParams::default()
-        };
+        let preconditions = Some(Preconditions { uid, resource_version });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
         self.api().delete(&self.claim.name_any(), &params).await?;
         Ok(Next::Rest(None))
     }
@@ -614,45 +476,27 @@ impl Look {
         };
         self.keep_in_mind(true);
         let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), self.key.namespace());
-        let preconditions = Some(Preconditions {
-            uid: Some(holder.uid.clone()),
-            resource_version: None,
-        });
-        let delete_options = Some(DeleteParams {
-            preconditions,
-            ..DeleteParams::default()
-        });
-        let params = EvictParams {
-            delete_options,
-            ..EvictParams::default()
-        };
+        let preconditions = Some(Preconditions { uid: Some(holder.uid.clone()), resource_version: None });
+        let delete_options = Some(DeleteParams { preconditions, ..DeleteParams::default() });
+        let params = EvictParams { delete_options, ..EvictParams::default() };
         let message = match pods.evict(&holder.name, &params).await {
             Ok(_) => "it has held for maxHoldSeconds: its pod is being evicted".to_owned(),
             Err(error) => {
                 format!("it has held for maxHoldSeconds, but its pod can't be evicted: {error}")
             }
         };
-        self.write(|status| self.held(status, true, reasons::MAX_HOLD_EXCEEDED, &message))
-            .await?;
+        self.write(|status| self.held(status, true, reasons::MAX_HOLD_EXCEEDED, &message)).await?;
         Ok(Next::Rest(Some(Duration::from_secs(10))))
     }
 }
 
 /// What became of the pod. Absence is believed only from a quorum, with the UID.
-async fn fate(
-    ctx: &Context,
-    namespace: &str,
-    holder: &HolderRef,
-    claim: &ObjectRef<LockClaim>,
-) -> Result<Fate, Error> {
+async fn fate(ctx: &Context, namespace: &str, holder: &HolderRef, claim: &ObjectRef<LockClaim>) -> Result<Fate, Error> {
     let seen = ctx.pods.sighting(namespace, holder, claim.clone());
     let absent_for = seen.absent_since.map(|since| since.elapsed());
     if seen.listed && absent_for.is_some() {
         let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
-        let there = pods
-            .get_opt(&holder.name)
-            .await?
-            .filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
+        let there = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
         if let Some(pod) = there {
             return Ok(pod::judge(Some(&pod), None));
         }
@@ -663,13 +507,6 @@ async fn fate(
 async fn node_ready(ctx: &Context, node: Option<String>) -> Result<bool, Error> {
     let Some(name) = node else { return Ok(false) };
     let nodes: Api<Node> = Api::all(ctx.client.clone());
-    let conditions = nodes
-        .get_opt(&name)
-        .await?
-        .and_then(|node| node.status)
-        .and_then(|status| status.conditions);
-    Ok(conditions
-        .unwrap_or_default()
-        .iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True"))
+    let conditions = nodes.get_opt(&name).await?.and_then(|node| node.status).and_then(|status| status.conditions);
+    Ok(conditions.unwrap_or_default().iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }

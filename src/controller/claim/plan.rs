@@ -10,9 +10,7 @@ use kube::ResourceExt;
 
 use super::pod::Fate;
 use crate::api::condition::{self, reasons, types};
-use crate::api::{
-    ConditionStatus, FINALIZER, LockClaim, LockMode, LockRequest, NodeUnreachablePolicy,
-};
+use crate::api::{ConditionStatus, FINALIZER, LockClaim, LockMode, LockRequest, NodeUnreachablePolicy};
 use crate::lease::{FencingToken, HolderId, Mode};
 
 /// How far a claim has come, as its status says.
@@ -48,21 +46,13 @@ pub(super) fn stage(claim: &LockClaim) -> Stage {
 
 /// The attempt that waits or holds now, from 1.
 pub(super) fn attempt(claim: &LockClaim) -> i32 {
-    claim
-        .status
-        .as_ref()
-        .and_then(|status| status.attempt)
-        .unwrap_or(1)
+    claim.status.as_ref().and_then(|status| status.attempt).unwrap_or(1)
 }
 
 /// The id of an attempt: a restart finds its own.
 pub(super) fn holder_id(claim: &LockClaim) -> Option<HolderId> {
-    let recorded = claim
-        .status
-        .as_ref()
-        .and_then(|status| status.holder_id.clone());
-    let id = recorded
-        .unwrap_or_else(|| format!("{}.{}", claim.uid().unwrap_or_default(), attempt(claim)));
+    let recorded = claim.status.as_ref().and_then(|status| status.holder_id.clone());
+    let id = recorded.unwrap_or_else(|| format!("{}.{}", claim.uid().unwrap_or_default(), attempt(claim)));
     HolderId::new(id).ok()
 }
 
@@ -79,19 +69,13 @@ pub(super) fn mode(request: &LockRequest) -> Mode {
     match (request.mode, request.permits) {
         (Some(LockMode::Shared), _) => Mode::Shared,
         (Some(LockMode::Exclusive), _) => Mode::Exclusive,
-        (Some(LockMode::Unknown) | None, permits) => {
-            Mode::Counted(permits.unwrap_or(1).max(1).unsigned_abs())
-        }
+        (Some(LockMode::Unknown) | None, permits) => Mode::Counted(permits.unwrap_or(1).max(1).unsigned_abs()),
     }
 }
 
 /// The token that etcd has for this claim.
 pub(super) fn recorded_token(claim: &LockClaim) -> Option<FencingToken> {
-    claim
-        .status
-        .as_ref()
-        .and_then(|status| status.fencing_token)
-        .and_then(FencingToken::new)
+    claim.status.as_ref().and_then(|status| status.fencing_token).and_then(FencingToken::new)
 }
 
 /// The store as a claim sees it.
@@ -152,10 +136,7 @@ pub(super) enum Step {
 /// Decides.
 pub(super) fn plan(claim: &LockClaim, facts: &Facts) -> Step {
     let deleting = claim.metadata.deletion_timestamp.is_some();
-    let ours = claim
-        .finalizers()
-        .iter()
-        .any(|finalizer| finalizer == FINALIZER);
+    let ours = claim.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     match stage(claim) {
         Stage::Finished => finished(claim, deleting, ours, facts.now),
         Stage::Releasing => Step::Free,
@@ -174,10 +155,7 @@ fn finished(claim: &LockClaim, deleting: bool, ours: bool, now: Timestamp) -> St
     let Some(ttl) = claim.ttl_after_finished().filter(|_| !deleting) else {
         return Step::Rest(None);
     };
-    let finished = claim
-        .status
-        .as_ref()
-        .and_then(|status| status.finish_time.as_ref());
+    let finished = claim.status.as_ref().and_then(|status| status.finish_time.as_ref());
     match finished.map(|at| ttl.saturating_sub(since(at.0, now))) {
         Some(Duration::ZERO) => Step::Delete,
         Some(left) => Step::Rest(Some(left)),
@@ -190,37 +168,23 @@ fn since(then: Timestamp, now: Timestamp) -> Duration {
 }
 
 fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
-    let held_for = claim
-        .status
-        .as_ref()
-        .and_then(|status| status.locks.first());
+    let held_for = claim.status.as_ref().and_then(|status| status.locks.first());
     let held_for = held_for.map_or(Duration::ZERO, |lock| since(lock.acquire_time.0, facts.now));
     let left = facts.max_hold.map(|bound| bound.saturating_sub(held_for));
     let over = left == Some(Duration::ZERO);
     let told = |note| {
-        if stage(claim) == Stage::Granted {
-            Step::Pin
-        } else {
-            Step::Keep(left, note)
-        }
+        if stage(claim) == Stage::Granted { Step::Pin } else { Step::Keep(left, note) }
     };
     match &facts.pod {
         None if deleting => Step::Release(reasons::RELEASED, "the claim was deleted".into()),
-        None if over => Step::Release(
-            reasons::MAX_HOLD_EXCEEDED,
-            "it has held for maxHoldSeconds".into(),
-        ),
+        None if over => Step::Release(reasons::MAX_HOLD_EXCEEDED, "it has held for maxHoldSeconds".into()),
         None => told(None),
-        Some(Fate::Ended(evidence)) => Step::Release(
-            reasons::HOLDER_ENDED,
-            format!("the pod has ended: {evidence}"),
-        ),
+        Some(Fate::Ended(evidence)) => Step::Release(reasons::HOLDER_ENDED, format!("the pod has ended: {evidence}")),
         Some(Fate::Vanished { settled_in, node }) => vanished(*settled_in, node.as_deref(), facts),
         Some(Fate::Alive { .. }) if over => Step::EvictPod,
-        Some(Fate::Alive { .. } | Fate::Unknown) if deleting => told(Some((
-            reasons::HELD,
-            "the claim is being deleted; it holds until its pod has ended".into(),
-        ))),
+        Some(Fate::Alive { .. } | Fate::Unknown) if deleting => {
+            told(Some((reasons::HELD, "the claim is being deleted; it holds until its pod has ended".into())))
+        }
         Some(Fate::Alive { .. } | Fate::Unknown) => told(None),
     }
 }
@@ -228,31 +192,18 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
 fn vanished(settled_in: Duration, node: Option<&str>, facts: &Facts) -> Step {
     let gone = "the pod is gone";
     if settled_in > Duration::ZERO {
-        let note = format!(
-            "{gone}; it is believed to have ended in {} s",
-            settled_in.as_secs() + 1
-        );
+        let note = format!("{gone}; it is believed to have ended in {} s", settled_in.as_secs() + 1);
         return Step::Keep(Some(settled_in), Some((reasons::HELD, note)));
     }
     match (facts.node_ready, facts.policy) {
-        (true, _) => Step::Release(
-            reasons::HOLDER_ENDED,
-            format!("{gone} and its node is Ready"),
-        ),
+        (true, _) => Step::Release(reasons::HOLDER_ENDED, format!("{gone} and its node is Ready")),
         (false, NodeUnreachablePolicy::Release) => {
-            let note =
-                format!("{gone}, its node can't be asked, and nodeUnreachablePolicy is Release");
+            let note = format!("{gone}, its node can't be asked, and nodeUnreachablePolicy is Release");
             Step::Release(reasons::HOLDER_UNREACHABLE, note)
         }
         (false, NodeUnreachablePolicy::Keep | NodeUnreachablePolicy::Unknown) => {
-            let note = format!(
-                "{gone}, and its node {} can't be asked whether it still runs",
-                node.unwrap_or("?")
-            );
-            Step::Keep(
-                Some(Duration::from_secs(10)),
-                Some((reasons::HOLDER_UNREACHABLE, note)),
-            )
+            let note = format!("{gone}, and its node {} can't be asked whether it still runs", node.unwrap_or("?"));
+            Step::Keep(Some(Duration::from_secs(10)), Some((reasons::HOLDER_UNREACHABLE, note)))
         }
     }
 }
@@ -260,10 +211,7 @@ fn vanished(settled_in: Duration, node: Option<&str>, facts: &Facts) -> Step {
 /// What is left of the time a claim waits; `None`: for ever.
 pub(super) fn wait_left(claim: &LockClaim, now: Timestamp) -> Option<Duration> {
     let limit = claim.wait_timeout()?;
-    let started = claim
-        .status
-        .as_ref()
-        .and_then(|status| status.start_time.as_ref());
+    let started = claim.status.as_ref().and_then(|status| status.start_time.as_ref());
     Some(started.map_or(limit, |at| limit.saturating_sub(since(at.0, now))))
 }
 
@@ -274,44 +222,29 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
     }
     match &facts.pod {
         Some(Fate::Ended(evidence)) => {
-            return Step::Finish(
-                reasons::HOLDER_ENDED,
-                format!("the pod has ended: {evidence}"),
-            );
+            return Step::Finish(reasons::HOLDER_ENDED, format!("the pod has ended: {evidence}"));
         }
         Some(Fate::Vanished { .. }) => {
-            return Step::Finish(
-                reasons::HOLDER_ENDED,
-                "there is no pod of this name and UID".into(),
-            );
+            return Step::Finish(reasons::HOLDER_ENDED, "there is no pod of this name and UID".into());
         }
         Some(Fate::Unknown) => return Step::Rest(None),
         Some(Fate::Alive { .. }) | None => {}
     }
     let name = claim.lock_names();
     let at_once = claim.wait_timeout() == Some(Duration::ZERO);
-    let started = claim
-        .status
-        .as_ref()
-        .is_some_and(|status| status.start_time.is_some());
+    let started = claim.status.as_ref().is_some_and(|status| status.start_time.is_some());
     let over = started && wait_left(claim, facts.now) == Some(Duration::ZERO);
     match facts.store {
-        Store::NoLock if at_once => Step::Finish(
-            reasons::LOCK_NOT_FOUND,
-            format!("there is no DistributedLock {name}"),
-        ),
-        Store::NoLock | Store::Closed if over && !at_once => Step::Finish(
-            reasons::WAIT_TIMEOUT,
-            "it was not granted within waitTimeoutSeconds".into(),
-        ),
-        Store::NoLock => Step::Wait(
-            reasons::LOCK_NOT_FOUND,
-            format!("there is no DistributedLock {name} yet; create it"),
-        ),
-        Store::Closed => Step::Wait(
-            reasons::STORE_NOT_READY,
-            "the lock's store is not Ready".into(),
-        ),
+        Store::NoLock if at_once => {
+            Step::Finish(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name}"))
+        }
+        Store::NoLock | Store::Closed if over && !at_once => {
+            Step::Finish(reasons::WAIT_TIMEOUT, "it was not granted within waitTimeoutSeconds".into())
+        }
+        Store::NoLock => {
+            Step::Wait(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name} yet; create it"))
+        }
+        Store::Closed => Step::Wait(reasons::STORE_NOT_READY, "the lock's store is not Ready".into()),
         Store::Open => Step::Contend,
     }
 }
@@ -325,29 +258,13 @@ mod tests {
         let mut spec = LockClaimSpec::for_lock("a");
         if pod {
             let (name, uid) = ("p".into(), "u".into());
-            spec.holder_ref = Some(HolderRef {
-                api_group: String::new(),
-                kind: HolderKind::Pod,
-                name,
-                uid,
-            });
+            spec.holder_ref = Some(HolderRef { api_group: String::new(), kind: HolderKind::Pod, name, uid });
         }
         let mut claim = LockClaim::new("c", spec);
         claim.metadata.finalizers = Some(vec![FINALIZER.into()]);
-        let mut status = LockClaimStatus {
-            start_time: Some(time::seconds(at(0))),
-            ..Default::default()
-        };
+        let mut status = LockClaimStatus { start_time: Some(time::seconds(at(0))), ..Default::default() };
         if let Some((is, reason)) = held {
-            condition::set(
-                &mut status.conditions,
-                types::HELD,
-                is,
-                reason,
-                "",
-                None,
-                at(0),
-            );
+            condition::set(&mut status.conditions, types::HELD, is, reason, "", None, at(0));
         }
         claim.status = Some(status);
         claim
@@ -382,79 +299,35 @@ mod tests {
     #[test]
     fn the_walk_is_read_from_the_conditions() {
         assert_eq!(stage(&claim(false, None)), Stage::Waiting);
-        assert_eq!(
-            stage(&claim(false, Some((false, "Waiting")))),
-            Stage::Waiting
-        );
-        assert_eq!(
-            stage(&claim(false, Some((false, "Granted")))),
-            Stage::Granted
-        );
+        assert_eq!(stage(&claim(false, Some((false, "Waiting")))), Stage::Waiting);
+        assert_eq!(stage(&claim(false, Some((false, "Granted")))), Stage::Granted);
         assert_eq!(stage(&claim(false, TOLD)), Stage::Told);
-        assert_eq!(
-            stage(&claim(false, Some((false, "Releasing")))),
-            Stage::Releasing
-        );
+        assert_eq!(stage(&claim(false, Some((false, "Releasing")))), Stage::Releasing);
     }
 
     #[test]
     fn deleting_a_claim_releases_what_it_holds_but_not_what_its_running_pod_holds() {
-        assert!(matches!(
-            plan(&deleted(claim(false, TOLD)), &facts(None)),
-            Step::Release(..)
-        ));
-        assert!(matches!(
-            plan(&deleted(claim(true, TOLD)), &facts(alive())),
-            Step::Keep(..)
-        ));
+        assert!(matches!(plan(&deleted(claim(false, TOLD)), &facts(None)), Step::Release(..)));
+        assert!(matches!(plan(&deleted(claim(true, TOLD)), &facts(alive())), Step::Keep(..)));
         let ended = facts(Some(Fate::Ended("x")));
-        assert!(matches!(
-            plan(&deleted(claim(true, TOLD)), &ended),
-            Step::Release(..)
-        ));
+        assert!(matches!(plan(&deleted(claim(true, TOLD)), &ended), Step::Release(..)));
     }
 
     #[test]
     fn a_grant_is_pinned_before_it_is_told() {
-        assert_eq!(
-            plan(&claim(false, Some((false, "Granted"))), &facts(None)),
-            Step::Pin
-        );
+        assert_eq!(plan(&claim(false, Some((false, "Granted"))), &facts(None)), Step::Pin);
     }
 
     #[test]
     fn a_vanished_pod_keeps_its_hold_unless_node_or_policy_let_it_go() {
-        let gone = |left: u64| {
-            Some(Fate::Vanished {
-                settled_in: Duration::from_secs(left),
-                node: None,
-            })
-        };
-        assert!(matches!(
-            plan(&claim(true, TOLD), &facts(gone(9))),
-            Step::Keep(..)
-        ));
-        assert!(matches!(
-            plan(&claim(true, TOLD), &facts(gone(0))),
-            Step::Release(..)
-        ));
-        let unreachable = Facts {
-            node_ready: false,
-            ..facts(gone(0))
-        };
+        let gone = |left: u64| Some(Fate::Vanished { settled_in: Duration::from_secs(left), node: None });
+        assert!(matches!(plan(&claim(true, TOLD), &facts(gone(9))), Step::Keep(..)));
+        assert!(matches!(plan(&claim(true, TOLD), &facts(gone(0))), Step::Release(..)));
+        let unreachable = Facts { node_ready: false, ..facts(gone(0)) };
         let kept = plan(&claim(true, TOLD), &unreachable);
-        assert!(matches!(
-            kept,
-            Step::Keep(_, Some((reasons::HOLDER_UNREACHABLE, _)))
-        ));
-        let release = Facts {
-            policy: NodeUnreachablePolicy::Release,
-            ..unreachable
-        };
-        assert!(matches!(
-            plan(&claim(true, TOLD), &release),
-            Step::Release(..)
-        ));
+        assert!(matches!(kept, Step::Keep(_, Some((reasons::HOLDER_UNREACHABLE, _)))));
+        let release = Facts { policy: NodeUnreachablePolicy::Release, ..unreachable };
+        assert!(matches!(plan(&claim(true, TOLD), &release), Step::Release(..)));
     }
 
     #[test]
@@ -469,15 +342,9 @@ mod tests {
             expire_time: None,
         };
         held.status.as_mut().unwrap().locks.push(lock);
-        assert_eq!(
-            plan(&held, &bound),
-            Step::Keep(Some(Duration::from_secs(5)), None)
-        );
+        assert_eq!(plan(&held, &bound), Step::Keep(Some(Duration::from_secs(5)), None));
         bound.now = at(105);
-        assert!(matches!(
-            plan(&held, &bound),
-            Step::Release(reasons::MAX_HOLD_EXCEEDED, _)
-        ));
+        assert!(matches!(plan(&held, &bound), Step::Release(reasons::MAX_HOLD_EXCEEDED, _)));
         held.spec.holder_ref = claim(true, None).spec.holder_ref;
         bound.pod = alive();
         assert_eq!(plan(&held, &bound), Step::EvictPod);
@@ -485,49 +352,26 @@ mod tests {
 
     #[test]
     fn a_claim_without_its_lock_waits_and_one_that_would_not_wait_ends() {
-        let no_lock = Facts {
-            store: Store::NoLock,
-            ..facts(None)
-        };
-        assert!(matches!(
-            plan(&claim(false, None), &no_lock),
-            Step::Wait(reasons::LOCK_NOT_FOUND, _)
-        ));
+        let no_lock = Facts { store: Store::NoLock, ..facts(None) };
+        assert!(matches!(plan(&claim(false, None), &no_lock), Step::Wait(reasons::LOCK_NOT_FOUND, _)));
         let mut impatient = claim(false, None);
         impatient.spec.wait_timeout_seconds = Some(0);
-        assert!(matches!(
-            plan(&impatient, &no_lock),
-            Step::Finish(reasons::LOCK_NOT_FOUND, _)
-        ));
+        assert!(matches!(plan(&impatient, &no_lock), Step::Finish(reasons::LOCK_NOT_FOUND, _)));
         impatient.spec.wait_timeout_seconds = Some(30);
-        assert!(matches!(
-            plan(&impatient, &no_lock),
-            Step::Finish(reasons::WAIT_TIMEOUT, _)
-        ));
+        assert!(matches!(plan(&impatient, &no_lock), Step::Finish(reasons::WAIT_TIMEOUT, _)));
     }
 
     #[test]
     fn a_finished_claim_lets_go_of_its_finalizer_and_is_deleted_after_its_ttl() {
         let mut done = claim(false, None);
         let status = done.status.as_mut().unwrap();
-        condition::set(
-            &mut status.conditions,
-            types::FINISHED,
-            true,
-            "Released",
-            "",
-            None,
-            at(0),
-        );
+        condition::set(&mut status.conditions, types::FINISHED, true, "Released", "", None, at(0));
         status.finish_time = Some(time::seconds(at(50)));
         assert_eq!(plan(&done, &facts(None)), Step::RemoveFinalizer);
         done.metadata.finalizers = None;
         assert_eq!(plan(&done, &facts(None)), Step::Rest(None));
         done.spec.ttl_seconds_after_finished = Some(60);
-        assert_eq!(
-            plan(&done, &facts(None)),
-            Step::Rest(Some(Duration::from_secs(10)))
-        );
+        assert_eq!(plan(&done, &facts(None)), Step::Rest(Some(Duration::from_secs(10))));
         done.spec.ttl_seconds_after_finished = Some(50);
         assert_eq!(plan(&done, &facts(None)), Step::Delete);
     }

@@ -36,16 +36,11 @@ pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>) -> Fate {
     if let Some(evidence) = last.and_then(evidence) {
         return Fate::Ended(evidence);
     }
-    let node = last
-        .and_then(|pod| pod.spec.as_ref())
-        .and_then(|spec| spec.node_name.clone());
+    let node = last.and_then(|pod| pod.spec.as_ref()).and_then(|spec| spec.node_name.clone());
     match (last, absent_for) {
         (Some(_), None) => Fate::Alive { node },
         (Some(_), Some(_)) if node.is_none() => Fate::Ended("it was never bound to a node"),
-        (_, Some(absent)) => Fate::Vanished {
-            settled_in: (grace(last) + SETTLE).saturating_sub(absent),
-            node,
-        },
+        (_, Some(absent)) => Fate::Vanished { settled_in: (grace(last) + SETTLE).saturating_sub(absent), node },
         (None, None) => Fate::Unknown,
     }
 }
@@ -60,24 +55,15 @@ fn evidence(pod: &Pod) -> Option<&'static str> {
     let spec = pod.spec.as_ref()?;
     let never = spec.restart_policy.as_deref() == Some("Never");
     let statuses = status.container_statuses.as_deref().unwrap_or_default();
-    let terminated = statuses.iter().filter(|c| {
-        c.state
-            .as_ref()
-            .is_some_and(|state| state.terminated.is_some())
-    });
+    let terminated = statuses.iter().filter(|c| c.state.as_ref().is_some_and(|state| state.terminated.is_some()));
     let all = !spec.containers.is_empty() && terminated.count() == spec.containers.len();
     (never && all).then_some("all its containers have terminated and restartPolicy is Never")
 }
 
 fn grace(pod: Option<&Pod>) -> Duration {
     let deleted = pod.and_then(|pod| pod.metadata.deletion_grace_period_seconds);
-    let spec = pod
-        .and_then(|pod| pod.spec.as_ref())
-        .and_then(|spec| spec.termination_grace_period_seconds);
-    let seconds = deleted
-        .or(spec)
-        .unwrap_or(DEFAULT_GRACE)
-        .max(spec.unwrap_or(0));
+    let spec = pod.and_then(|pod| pod.spec.as_ref()).and_then(|spec| spec.termination_grace_period_seconds);
+    let seconds = deleted.or(spec).unwrap_or(DEFAULT_GRACE).max(spec.unwrap_or(0));
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
@@ -89,11 +75,7 @@ mod tests {
 
     fn pod(restart: &str, phase: &str, terminated: &[bool], node: Option<&str>) -> Pod {
         let state = |over: &bool| {
-            if *over {
-                json!({"terminated": {"exitCode": 1}})
-            } else {
-                json!({"running": {}})
-            }
+            if *over { json!({"terminated": {"exitCode": 1}}) } else { json!({"running": {}}) }
         };
         let statuses: Vec<_> = terminated
             .iter()
@@ -114,46 +96,19 @@ mod tests {
 
     #[test]
     fn terminated_containers_end_a_pod_only_if_none_restarts() {
-        assert!(matches!(
-            fate(&pod("Never", "Running", &[true, true], Some("n")), None),
-            Fate::Ended(_)
-        ));
-        assert!(matches!(
-            fate(&pod("Never", "Running", &[true, false], Some("n")), None),
-            Fate::Alive { .. }
-        ));
-        assert!(matches!(
-            fate(&pod("Always", "Running", &[true], Some("n")), None),
-            Fate::Alive { .. }
-        ));
-        assert!(matches!(
-            fate(&pod("Always", "Succeeded", &[], Some("n")), None),
-            Fate::Ended(_)
-        ));
+        assert!(matches!(fate(&pod("Never", "Running", &[true, true], Some("n")), None), Fate::Ended(_)));
+        assert!(matches!(fate(&pod("Never", "Running", &[true, false], Some("n")), None), Fate::Alive { .. }));
+        assert!(matches!(fate(&pod("Always", "Running", &[true], Some("n")), None), Fate::Alive { .. }));
+        assert!(matches!(fate(&pod("Always", "Succeeded", &[], Some("n")), None), Fate::Ended(_)));
     }
 
     #[test]
     fn absence_alone_is_no_evidence() {
         let running = pod("Always", "Running", &[false], Some("n"));
         let node = Some("n".to_owned());
-        assert_eq!(
-            fate(&running, Some(0)),
-            Fate::Vanished {
-                settled_in: Duration::from_secs(60),
-                node: node.clone()
-            }
-        );
-        assert_eq!(
-            fate(&running, Some(100)),
-            Fate::Vanished {
-                settled_in: Duration::ZERO,
-                node
-            }
-        );
-        let unseen = Fate::Vanished {
-            settled_in: Duration::from_secs(60),
-            node: None,
-        };
+        assert_eq!(fate(&running, Some(0)), Fate::Vanished { settled_in: Duration::from_secs(60), node: node.clone() });
+        assert_eq!(fate(&running, Some(100)), Fate::Vanished { settled_in: Duration::ZERO, node });
+        let unseen = Fate::Vanished { settled_in: Duration::from_secs(60), node: None };
         assert_eq!(judge(None, Some(Duration::ZERO)), unseen);
         assert_eq!(judge(None, None), Fate::Unknown);
     }
@@ -167,9 +122,6 @@ mod tests {
 
     #[test]
     fn evidence_outlives_the_pod() {
-        assert!(matches!(
-            fate(&pod("Never", "Failed", &[], Some("n")), Some(0)),
-            Fate::Ended(_)
-        ));
+        assert!(matches!(fate(&pod("Never", "Failed", &[], Some("n")), Some(0)), Fate::Ended(_)));
     }
 }

@@ -34,18 +34,11 @@ pub(super) async fn reconcile(
     lock: &DistributedLock,
     key: &LockKey,
 ) -> Result<Action, Error> {
-    if !lock
-        .finalizers()
-        .iter()
-        .any(|finalizer| finalizer == FINALIZER)
-    {
+    if !lock.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         ctx.forget_lock(key);
         return Ok(Action::await_change());
     }
-    let provisioned = lock
-        .status
-        .as_ref()
-        .is_some_and(|s| condition::is_true(&s.conditions, types::PROVISIONED));
+    let provisioned = lock.status.as_ref().is_some_and(|s| condition::is_true(&s.conditions, types::PROVISIONED));
     if !provisioned {
         return let_go(ctx, lock, key).await;
     }
@@ -69,9 +62,7 @@ async fn seal(
         // Its record was lost: first it is made again, so that its leases are waited for and its tokens kept.
         Err(Refusal::Unprovisioned) => {
             return match observe(ctx, lock, key, open).await? {
-                super::Observed::Record(due, record) => {
-                    settle(ctx, lock, key, open, due, record).await
-                }
+                super::Observed::Record(due, record) => settle(ctx, lock, key, open, due, record).await,
                 super::Observed::GateClosed => Ok(Action::requeue(SOON)),
             };
         }
@@ -80,36 +71,17 @@ async fn seal(
             return Ok(Action::requeue(SOON));
         }
     };
-    let Sealed {
-        last,
-        direct,
-        pinned,
-    } = sealed;
+    let Sealed { last, direct, pinned } = sealed;
     if pinned > 0 {
         let message = format!("it is being deleted and waits for {pinned} claims that hold it");
         let record = open.control.store().inspect(key).await?;
-        report(
-            ctx,
-            lock,
-            record.as_ref(),
-            &Readiness::not(reasons::DELETING, message),
-        )
-        .await?;
+        report(ctx, lock, record.as_ref(), &Readiness::not(reasons::DELETING, message)).await?;
         return Ok(Action::requeue(PATIENCE));
     }
     if direct > Duration::ZERO {
-        let message = format!(
-            "it is being deleted; its last lease ends within {} s",
-            direct.as_secs() + 1
-        );
+        let message = format!("it is being deleted; its last lease ends within {} s", direct.as_secs() + 1);
         let record = open.control.store().inspect(key).await?;
-        report(
-            ctx,
-            lock,
-            record.as_ref(),
-            &Readiness::not(reasons::DELETING, message),
-        )
-        .await?;
+        report(ctx, lock, record.as_ref(), &Readiness::not(reasons::DELETING, message)).await?;
         return Ok(Action::requeue(direct.min(PATIENCE)));
     }
     raise_token_floor(ctx, lock.store_name(), last).await?;
@@ -131,17 +103,11 @@ async fn without_store(
     readiness: Readiness,
 ) -> Result<Action, Error> {
     let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
-    let namespace = namespaces
-        .get_opt(&lock.namespace().unwrap_or_default())
-        .await?;
+    let namespace = namespaces.get_opt(&lock.namespace().unwrap_or_default()).await?;
     let leaving = namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some());
     if leaving || readiness.reason == reasons::STORE_NOT_FOUND {
         warn!(%key, reason = readiness.reason, "deleted without its store");
-        let known = lock
-            .status
-            .as_ref()
-            .and_then(|status| status.fencing_token)
-            .unwrap_or(0);
+        let known = lock.status.as_ref().and_then(|status| status.fencing_token).unwrap_or(0);
         raise_token_floor(ctx, lock.store_name(), known).await?;
         return let_go(ctx, lock, key).await;
     }

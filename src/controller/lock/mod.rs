@@ -22,7 +22,7 @@ use super::{Context, Error};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, DistributedLockStatus, FINALIZER, LockClaim, LockStore};
 use crate::lease::{Epoch, HolderId, LockKey};
-use crate::store::{Due, HoldState, Inspection};
+use crate::store::{Due, HoldState, Inspection, Provision};
 use plan::Step;
 use status::{Readiness, Write};
 
@@ -48,10 +48,7 @@ pub(super) struct Memory {
 }
 
 /// One look at a lock.
-pub(super) async fn reconcile(
-    lock: Arc<DistributedLock>,
-    ctx: Arc<Context>,
-) -> Result<Action, Error> {
+pub(super) async fn reconcile(lock: Arc<DistributedLock>, ctx: Arc<Context>) -> Result<Action, Error> {
     let _timer = ctx.metrics.reconcile("DistributedLock");
     let namespace = lock.namespace().unwrap_or_default();
     let Ok(key) = LockKey::new(&namespace, &lock.name_any()) else {
@@ -68,11 +65,7 @@ pub(super) async fn reconcile(
             return Ok(Action::requeue(SLOW_LOOK));
         }
     };
-    if !lock
-        .finalizers()
-        .iter()
-        .any(|finalizer| finalizer == FINALIZER)
-    {
+    if !lock.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         set_finalizer(&api_of(&ctx.client, &*lock), &*lock, true).await?;
         return Ok(Action::await_change());
     }
@@ -92,26 +85,16 @@ enum Accepted {
 async fn accept(ctx: &Context, lock: &DistributedLock) -> Result<Accepted, Error> {
     if let Some(field) = lock.unsupported_value() {
         let message = format!("{field} has a value that this release doesn't know");
-        return Ok(Accepted::No(Readiness::not(
-            reasons::UNSUPPORTED_VALUE,
-            message,
-        )));
+        return Ok(Accepted::No(Readiness::not(reasons::UNSUPPORTED_VALUE, message)));
     }
     let name = lock.store_name();
     let Some(state) = ctx.stores.state(name) else {
         let stores: Api<LockStore> = Api::all(ctx.client.clone());
         return Ok(match stores.get_opt(name).await? {
-            Some(other) if other.spec.controller_name != ctx.settings.controller_name => {
-                Accepted::NotOurs
-            }
-            Some(_) => Accepted::No(Readiness::not(
-                reasons::STORE_NOT_READY,
-                format!("the LockStore {name} starts"),
-            )),
+            Some(other) if other.spec.controller_name != ctx.settings.controller_name => Accepted::NotOurs,
+            Some(_) => Accepted::No(Readiness::not(reasons::STORE_NOT_READY, format!("the LockStore {name} starts"))),
             None => {
-                let message = format!(
-                    "there is no LockStore {name}; create it, or name another in storeName"
-                );
+                let message = format!("there is no LockStore {name}; create it, or name another in storeName");
                 Accepted::No(Readiness::not(reasons::STORE_NOT_FOUND, message))
             }
         });
@@ -119,19 +102,11 @@ async fn accept(ctx: &Context, lock: &DistributedLock) -> Result<Accepted, Error
     match state {
         StoreState::NotReady { reason, message } => {
             let message = format!("the LockStore {name} is not Ready ({reason}): {message}");
-            Ok(Accepted::No(Readiness::not(
-                reasons::STORE_NOT_READY,
-                message,
-            )))
+            Ok(Accepted::No(Readiness::not(reasons::STORE_NOT_READY, message)))
         }
         StoreState::Ready(open) if !allowed(ctx, lock, &open.object).await? => {
-            let message = format!(
-                "the LockStore {name} doesn't allow this namespace; see its allowedNamespaces"
-            );
-            Ok(Accepted::No(Readiness::not(
-                reasons::NAMESPACE_NOT_ALLOWED,
-                message,
-            )))
+            let message = format!("the LockStore {name} doesn't allow this namespace; see its allowedNamespaces");
+            Ok(Accepted::No(Readiness::not(reasons::NAMESPACE_NOT_ALLOWED, message)))
         }
         StoreState::Ready(open) => Ok(Accepted::Open(open)),
     }
@@ -142,9 +117,7 @@ async fn allowed(ctx: &Context, lock: &DistributedLock, store: &LockStore) -> Re
         return Ok(true);
     }
     let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
-    let namespace = namespaces
-        .get(&lock.namespace().unwrap_or_default())
-        .await?;
+    let namespace = namespaces.get(&lock.namespace().unwrap_or_default()).await?;
     Ok(store.allows_namespace(namespace.labels()))
 }
 
@@ -154,12 +127,7 @@ enum Observed {
 }
 
 /// Ends what is over, then reads. Holds kept here are renewed right before their expiry is published.
-async fn observe(
-    ctx: &Context,
-    lock: &DistributedLock,
-    key: &LockKey,
-    open: &OpenStore,
-) -> Result<Observed, Error> {
+async fn observe(ctx: &Context, lock: &DistributedLock, key: &LockKey, open: &OpenStore) -> Result<Observed, Error> {
     let due = match open.control.expire(std::slice::from_ref(key)).await? {
         Ok(mut dues) => dues.pop().unwrap_or(Due::Nothing),
         Err(refusal) => {
@@ -172,21 +140,12 @@ async fn observe(
     };
     let kept = ctx.renewals.holds_of(key);
     let published = lock.status.clone().unwrap_or_default();
-    let stands = status::when(
-        &published,
-        &published,
-        None,
-        lock.lease_duration(),
-        Some(record.now),
-    );
+    let stands = status::when(&published, &published, None, lock.lease_duration(), Some(record.now));
     if kept.is_empty() || !matches!(stands, Write::After(wait) if wait <= status::MIN_INTERVAL) {
         return Ok(Observed::Record(due, Some(record)));
     }
     open.control.store().renew(&kept).await?;
-    Ok(Observed::Record(
-        due,
-        open.control.store().inspect(key).await?,
-    ))
+    Ok(Observed::Record(due, open.control.store().inspect(key).await?))
 }
 
 async fn settle(
@@ -197,7 +156,7 @@ async fn settle(
     due: Due,
     record: Option<Inspection>,
 ) -> Result<Action, Error> {
-    let missed_in = note_missing(ctx, key, record.is_none(), open.epoch);
+    let missed_in = note_missing(ctx, lock, key, record.is_none(), open.epoch);
     let step = plan::plan(lock, record.as_ref(), open.epoch, missed_in);
     match step {
         Step::Remember { longest } => {
@@ -206,7 +165,8 @@ async fn settle(
         }
         Step::Provision => {
             let wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
-            return apply(ctx, lock, key, open, &wanted).await;
+            let claims = ctx.claims.state();
+            return apply(ctx, lock, key, open, &wanted, claims.iter().map(AsRef::as_ref)).await;
         }
         Step::Recover => return recover(ctx, lock, key, open).await,
         Step::Outgrow(epoch) => {
@@ -220,9 +180,7 @@ async fn settle(
     let Some(record) = record else {
         return Ok(Action::requeue(SOON));
     };
-    if record.last > 0
-        && crate::lease::FencingToken::new(record.last).is_some_and(|t| t.past_half())
-    {
+    if record.last > 0 && crate::lease::FencingToken::new(record.last).is_some_and(|t| t.past_half()) {
         ctx.stores.outgrow(lock.store_name(), open.epoch);
     }
     wake_offered(ctx, &record);
@@ -239,18 +197,18 @@ async fn settle(
 fn readiness(record: &Inspection) -> Readiness {
     let mut readiness = Readiness::ready();
     if record.quarantine > 0 {
-        readiness.message =
-            "grants nothing until no lease of before the loss can be believed".into();
+        readiness.message = "grants nothing until no lease of before the loss can be believed".into();
     }
     readiness
 }
 
 /// A missing record was lost in the epoch in force when it was first missed, unless it is yet to be made.
-fn note_missing(ctx: &Context, key: &LockKey, missing: bool, epoch: Epoch) -> Option<Epoch> {
+fn note_missing(ctx: &Context, lock: &DistributedLock, key: &LockKey, missing: bool, epoch: Epoch) -> Option<Epoch> {
+    let known = lock.status.as_ref().is_some_and(|s| condition::is_true(&s.conditions, types::PROVISIONED));
     ctx.with_memory(key, |memory| {
         if !missing {
             (memory.missed_in, memory.first) = (None, false);
-        } else if !memory.first {
+        } else if known && !memory.first {
             memory.missed_in.get_or_insert(epoch);
         }
         memory.missed_in
@@ -258,12 +216,7 @@ fn note_missing(ctx: &Context, key: &LockKey, missing: bool, epoch: Epoch) -> Op
 }
 
 /// Writes to etcd what must stand there before Redis hears of it.
-async fn remember(
-    ctx: &Context,
-    lock: &DistributedLock,
-    key: &LockKey,
-    longest: i32,
-) -> Result<(), Error> {
+async fn remember(ctx: &Context, lock: &DistributedLock, key: &LockKey, longest: i32) -> Result<(), Error> {
     let mut wanted = lock.clone();
     let generation = lock.metadata.generation;
     let status = wanted.status.get_or_insert_default();
@@ -272,15 +225,7 @@ async fn remember(
     if first {
         let message = "it has a record in Redis: one that is missing was lost";
         let (type_, reason) = (types::PROVISIONED, reasons::PROVISIONED);
-        condition::set(
-            &mut status.conditions,
-            type_,
-            true,
-            reason,
-            message,
-            generation,
-            Timestamp::now(),
-        );
+        condition::set(&mut status.conditions, type_, true, reason, message, generation, Timestamp::now());
     }
     replace_status(&api_of(&ctx.client, lock), &wanted).await?;
     ctx.with_memory(key, |memory| memory.first = first);
@@ -294,9 +239,7 @@ async fn lower_longest(ctx: &Context, lock: &DistributedLock, key: &LockKey) -> 
         ctx.with_memory(key, |memory| memory.lowered = None);
         return Ok(());
     }
-    let since = ctx.with_memory(key, |memory| {
-        *memory.lowered.get_or_insert_with(Instant::now)
-    });
+    let since = ctx.with_memory(key, |memory| *memory.lowered.get_or_insert_with(Instant::now));
     if since.elapsed() > quarantine(lock) {
         let mut wanted = lock.clone();
         let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
@@ -311,19 +254,20 @@ async fn apply(
     lock: &DistributedLock,
     key: &LockKey,
     open: &OpenStore,
-    wanted: &crate::store::Provision,
+    wanted: &Provision,
+    claims: impl Iterator<Item = &LockClaim>,
 ) -> Result<Action, Error> {
     let first = ctx.with_memory(key, |memory| std::mem::take(&mut memory.first));
     match open.control.provision(key, wanted).await? {
         Ok(done) => {
             if done.tampered {
-                let note =
-                    "its record had a token that was never granted; it was put back".to_owned();
-                ctx.events
-                    .warning(lock, "RecordTampered", "Provision", note)
-                    .await;
+                let note = "its record had a token that was never granted; it was put back".to_owned();
+                ctx.events.warning(lock, "RecordTampered", "Provision", note).await;
             }
             info!(%key, fresh = done.fresh, "provisioned");
+            if done.fresh {
+                rejoin(ctx, &open.control, key, claims).await?;
+            }
             ctx.triggers.claims_of(ctx, key);
             Ok(Action::requeue(Duration::from_millis(1)))
         }
@@ -337,29 +281,15 @@ async fn apply(
 
 /// Makes a lost record again, in an epoch that it can't have granted in: with every delegated hold that etcd
 /// remembers, and without a grant until no direct lease of before can be believed.
-async fn recover(
-    ctx: &Context,
-    lock: &DistributedLock,
-    key: &LockKey,
-    open: &OpenStore,
-) -> Result<Action, Error> {
+async fn recover(ctx: &Context, lock: &DistributedLock, key: &LockKey, open: &OpenStore) -> Result<Action, Error> {
     let claims = listed_claims(ctx, lock).await?;
     let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
     wanted.quarantine = quarantine(lock);
-    wanted.holds = claims
-        .iter()
-        .filter_map(|claim| remembered(claim, key))
-        .collect();
-    let note = format!(
-        "its record in Redis was lost; {} delegated holds are put back",
-        wanted.holds.len()
-    );
-    let action = apply(ctx, lock, key, open, &wanted).await?;
-    rejoin(&open.control, key, &claims).await?;
+    wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
+    let note = format!("its record in Redis was lost; {} delegated holds are put back", wanted.holds.len());
+    let action = apply(ctx, lock, key, open, &wanted, claims.iter()).await?;
     warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
-    ctx.events
-        .warning(lock, reasons::RECORD_LOST, "Provision", note)
-        .await;
+    ctx.events.warning(lock, reasons::RECORD_LOST, "Provision", note).await;
     Ok(action)
 }
 
@@ -372,11 +302,7 @@ async fn listed_claims(ctx: &Context, lock: &DistributedLock) -> Result<Vec<Lock
 
 /// A message about an offer may have been lost: whoever has one looks again.
 fn wake_offered(ctx: &Context, record: &Inspection) {
-    for hold in record
-        .holds
-        .iter()
-        .filter(|hold| hold.state == HoldState::Offer)
-    {
+    for hold in record.holds.iter().filter(|hold| hold.state == HoldState::Offer) {
         if let Some(claim) = ctx.renewals.claim_of(&hold.id) {
             ctx.triggers.claim(claim);
         }
@@ -392,28 +318,15 @@ async fn free_orphans(
     open: &OpenStore,
     record: &Inspection,
 ) -> Result<(), Error> {
-    let pinned = record
-        .holds
-        .iter()
-        .filter(|hold| hold.state == HoldState::Pinned)
-        .map(|hold| &hold.id);
-    let waiting = record
-        .waiters
-        .iter()
-        .filter(|(_, delegated)| *delegated)
-        .map(|(id, _)| id);
-    let unknown: Vec<&HolderId> = pinned
-        .chain(waiting)
-        .filter(|id| ctx.renewals.claim_of(id).is_none())
-        .collect();
+    let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
+    let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
+    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| ctx.renewals.claim_of(id).is_none()).collect();
     if unknown.is_empty() {
         return Ok(());
     }
     let claims = listed_claims(ctx, lock).await?;
     for id in unknown {
-        let claim = claims
-            .iter()
-            .find(|claim| claim.uid().as_deref() == claim_of_id(id));
+        let claim = claims.iter().find(|claim| claim.uid().as_deref() == claim_of_id(id));
         match claim {
             Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),
             _ => {
@@ -437,16 +350,8 @@ async fn report(
     let key = LockKey::new(&lock.namespace().unwrap_or_default(), &lock.name_any())?;
     let published = lock.status.clone().unwrap_or_default();
     let truth = status::describe(lock, record, readiness, Timestamp::now());
-    let since = ctx
-        .with_memory(&key, |memory| memory.written)
-        .map(|at| at.elapsed());
-    match status::when(
-        &published,
-        &truth,
-        since,
-        lock.lease_duration(),
-        record.map(|record| record.now),
-    ) {
+    let since = ctx.with_memory(&key, |memory| memory.written).map(|at| at.elapsed());
+    match status::when(&published, &truth, since, lock.lease_duration(), record.map(|record| record.now)) {
         Write::After(wait) => return Ok(wait),
         Write::Never => return Ok(SLOW_LOOK),
         Write::Refresh if !ctx.refreshes.take() => return Ok(SOON),
@@ -458,11 +363,7 @@ async fn report(
     Ok(lock.lease_duration().min(SLOW_LOOK))
 }
 
-async fn write(
-    ctx: &Context,
-    lock: &DistributedLock,
-    status: DistributedLockStatus,
-) -> Result<(), Error> {
+async fn write(ctx: &Context, lock: &DistributedLock, status: DistributedLockStatus) -> Result<(), Error> {
     let mut wanted = lock.clone();
     wanted.status = Some(status);
     replace_status(&api_of(&ctx.client, lock), &wanted).await?;
@@ -479,24 +380,16 @@ async fn tell_changes(
 ) {
     let known = |id: &str| before.holders.iter().any(|holder| holder.id == id);
     for holder in after.holders.iter().filter(|holder| !known(&holder.id)) {
-        let note = format!(
-            "{} holds it with token {}",
-            holder.identity, holder.fencing_token
-        );
+        let note = format!("{} holds it with token {}", holder.identity, holder.fencing_token);
         ctx.events.normal(lock, "Acquired", "Grant", note).await;
     }
     if !before.holders.is_empty() && after.holders.is_empty() {
-        ctx.events
-            .normal(lock, "Released", "Release", "nobody holds it".into())
-            .await;
+        ctx.events.normal(lock, "Released", "Release", "nobody holds it".into()).await;
     }
-    let ready =
-        |status: &DistributedLockStatus| condition::get(&status.conditions, types::READY).cloned();
+    let ready = |status: &DistributedLockStatus| condition::get(&status.conditions, types::READY).cloned();
     if let Some(now) = ready(after).filter(|now| now.status != true.into())
         && ready(before).is_none_or(|then| then.reason != now.reason)
     {
-        ctx.events
-            .warning(lock, &now.reason, "Reconcile", now.message)
-            .await;
+        ctx.events.warning(lock, &now.reason, "Reconcile", now.message).await;
     }
 }

@@ -35,22 +35,15 @@ pub(in crate::controller) fn plan(
     missed_in: Option<Epoch>,
 ) -> Step {
     let status = lock.status.as_ref();
-    let known =
-        status.is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
+    let known = status.is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
     let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
-    let longest = status
-        .and_then(|status| status.longest_lease_seconds)
-        .unwrap_or(0);
+    let longest = status.and_then(|status| status.longest_lease_seconds).unwrap_or(0);
     if !known || longest < lease {
-        return Step::Remember {
-            longest: longest.max(lease),
-        };
+        return Step::Remember { longest: longest.max(lease) };
     }
     let ours = |record: &&Inspection| record.lock_uid == lock.uid().unwrap_or_default();
     match (record, missed_in) {
-        (Some(record), _)
-            if ours(&record) && record.generation >= lock.metadata.generation.unwrap_or(0) =>
-        {
+        (Some(record), _) if ours(&record) && record.generation >= lock.metadata.generation.unwrap_or(0) => {
             Step::Nothing
         }
         (Some(_), _) => Step::Provision,
@@ -61,16 +54,8 @@ pub(in crate::controller) fn plan(
 }
 
 /// The configuration of a record, without holds and quarantine.
-pub(in crate::controller) fn provision(
-    lock: &DistributedLock,
-    epoch: Epoch,
-    floor: i64,
-) -> Provision {
-    let seen = lock
-        .status
-        .as_ref()
-        .and_then(|status| status.fencing_token)
-        .unwrap_or(0);
+pub(in crate::controller) fn provision(lock: &DistributedLock, epoch: Epoch, floor: i64) -> Provision {
+    let seen = lock.status.as_ref().and_then(|status| status.fencing_token).unwrap_or(0);
     Provision {
         lock_uid: lock.uid().unwrap_or_default(),
         generation: lock.metadata.generation.unwrap_or(0),
@@ -100,10 +85,7 @@ mod tests {
         let mut lock = DistributedLock::new("a", DistributedLockSpec::default());
         lock.metadata.generation = Some(generation);
         lock.metadata.uid = Some("uid".into());
-        let mut status = DistributedLockStatus {
-            longest_lease_seconds: Some(15),
-            ..Default::default()
-        };
+        let mut status = DistributedLockStatus { longest_lease_seconds: Some(15), ..Default::default() };
         if provisioned {
             condition::set(
                 &mut status.conditions,
@@ -141,43 +123,22 @@ mod tests {
 
     #[test]
     fn etcd_remembers_before_redis_hears() {
-        assert_eq!(
-            plan(&lock(1, false), None, epoch(5), None),
-            Step::Remember { longest: 15 }
-        );
+        assert_eq!(plan(&lock(1, false), None, epoch(5), None), Step::Remember { longest: 15 });
         let mut longer = lock(2, true);
         longer.spec.lease_duration_seconds = 60;
-        assert_eq!(
-            plan(&longer, Some(&record(1, "uid")), epoch(5), None),
-            Step::Remember { longest: 60 }
-        );
+        assert_eq!(plan(&longer, Some(&record(1, "uid")), epoch(5), None), Step::Remember { longest: 60 });
     }
 
     #[test]
     fn a_lost_record_waits_for_a_higher_epoch() {
-        assert_eq!(
-            plan(&lock(1, true), None, epoch(5), Some(epoch(5))),
-            Step::Outgrow(epoch(5))
-        );
-        assert_eq!(
-            plan(&lock(1, true), None, epoch(6), Some(epoch(5))),
-            Step::Recover
-        );
+        assert_eq!(plan(&lock(1, true), None, epoch(5), Some(epoch(5))), Step::Outgrow(epoch(5)));
+        assert_eq!(plan(&lock(1, true), None, epoch(6), Some(epoch(5))), Step::Recover);
     }
 
     #[test]
     fn a_change_of_the_spec_or_another_uid_changes_the_record() {
-        assert_eq!(
-            plan(&lock(2, true), Some(&record(1, "uid")), epoch(5), None),
-            Step::Provision
-        );
-        assert_eq!(
-            plan(&lock(2, true), Some(&record(2, "old")), epoch(5), None),
-            Step::Provision
-        );
-        assert_eq!(
-            plan(&lock(2, true), Some(&record(2, "uid")), epoch(5), None),
-            Step::Nothing
-        );
+        assert_eq!(plan(&lock(2, true), Some(&record(1, "uid")), epoch(5), None), Step::Provision);
+        assert_eq!(plan(&lock(2, true), Some(&record(2, "old")), epoch(5), None), Step::Provision);
+        assert_eq!(plan(&lock(2, true), Some(&record(2, "uid")), epoch(5), None), Step::Nothing);
     }
 }

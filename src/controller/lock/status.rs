@@ -28,30 +28,18 @@ pub(super) struct Readiness {
 
 impl Readiness {
     pub(super) fn ready() -> Self {
-        Self {
-            ready: true,
-            reason: reasons::READY,
-            message: "accepted, and its store is reachable".into(),
-        }
+        Self { ready: true, reason: reasons::READY, message: "accepted, and its store is reachable".into() }
     }
 
     pub(super) fn not(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            ready: false,
-            reason,
-            message: message.into(),
-        }
+        Self { ready: false, reason, message: message.into() }
     }
 }
 
 /// A hash of a holder id: the id itself is a secret.
 pub(in crate::controller) fn public_id(id: &HolderId) -> String {
     let digest = Sha256::digest(id.as_str().as_bytes());
-    digest
-        .iter()
-        .take(10)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest.iter().take(10).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn at(millis: i64) -> Timestamp {
@@ -97,88 +85,36 @@ pub(super) fn describe(
     let generation = lock.metadata.generation;
     status.observed_generation = generation;
     if let Some(record) = record {
-        let holds: Vec<&Hold> = record
-            .holds
-            .iter()
-            .filter(|hold| hold.state != HoldState::Offer)
-            .collect();
+        let holds: Vec<&Hold> = record.holds.iter().filter(|hold| hold.state != HoldState::Offer).collect();
         let holders: Vec<LockHolder> = holds.iter().take(LISTED).map(|hold| holder(hold)).collect();
         let before = status.fencing_token.unwrap_or(0);
-        let new = holds
-            .iter()
-            .filter(|hold| hold.token.get() > before)
-            .count();
+        let new = holds.iter().filter(|hold| hold.token.get() > before).count();
         status.transitions += i64::try_from(new).unwrap_or(0);
         let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
         status.holder_count = number(holds.len());
-        status.permits_held =
-            i32::try_from(permits_held(&holds, record.permits)).unwrap_or(i32::MAX);
+        status.permits_held = i32::try_from(permits_held(&holds, record.permits)).unwrap_or(i32::MAX);
         status.holder = holders.first().map(|holder| holder.identity.clone());
         let highest = holds.iter().map(|hold| hold.token.get()).max();
         status.fencing_token = status.fencing_token.max(highest);
-        status.expire_time = holds
-            .iter()
-            .map(|hold| hold.expires)
-            .min()
-            .map(|ms| time::seconds(at(ms)));
+        status.expire_time = holds.iter().map(|hold| hold.expires).min().map(|ms| time::seconds(at(ms)));
         status.waiters = number(record.waiters.len());
         status.holders = holders;
-        let (held, reason) = if holds.is_empty() {
-            (false, reasons::FREE)
-        } else {
-            (true, reasons::HELD)
-        };
+        let (held, reason) = if holds.is_empty() { (false, reasons::FREE) } else { (true, reasons::HELD) };
         let message = match (&status.holder, holds.len()) {
             (None, _) => "nobody holds it".to_owned(),
             (Some(holder), 1) => format!("held by {holder}"),
             (Some(holder), count) => format!("held by {holder} and {} more", count - 1),
         };
-        condition::set(
-            &mut status.conditions,
-            types::HELD,
-            held,
-            reason,
-            &message,
-            generation,
-            now,
-        );
+        condition::set(&mut status.conditions, types::HELD, held, reason, &message, generation, now);
     } else if let Some(held) = condition::get(&status.conditions, types::HELD).cloned() {
         let message = &held.message;
-        condition::set(
-            &mut status.conditions,
-            types::HELD,
-            held.status,
-            &held.reason,
-            message,
-            generation,
-            now,
-        );
+        condition::set(&mut status.conditions, types::HELD, held.status, &held.reason, message, generation, now);
     }
-    let Readiness {
-        ready,
-        reason,
-        message,
-    } = readiness;
-    condition::set(
-        &mut status.conditions,
-        types::READY,
-        *ready,
-        reason,
-        message,
-        generation,
-        now,
-    );
+    let Readiness { ready, reason, message } = readiness;
+    condition::set(&mut status.conditions, types::READY, *ready, reason, message, generation, now);
     if let Some(known) = condition::get(&status.conditions, types::PROVISIONED).cloned() {
         let (is, why) = (known.status, &known.message);
-        condition::set(
-            &mut status.conditions,
-            types::PROVISIONED,
-            is,
-            &known.reason,
-            why,
-            generation,
-            now,
-        );
+        condition::set(&mut status.conditions, types::PROVISIONED, is, &known.reason, why, generation, now);
     }
     status
 }
@@ -268,33 +204,15 @@ mod tests {
     }
 
     fn described(lock: &DistributedLock, holds: Vec<Hold>) -> DistributedLockStatus {
-        describe(
-            lock,
-            Some(&record(holds)),
-            &Readiness::ready(),
-            Timestamp::UNIX_EPOCH,
-        )
+        describe(lock, Some(&record(holds)), &Readiness::ready(), Timestamp::UNIX_EPOCH)
     }
 
     #[test]
     fn the_first_holder_the_highest_token_and_the_earliest_expiry_are_shown() {
         let lock = DistributedLock::default();
-        let status = described(
-            &lock,
-            vec![
-                hold("a", 7, Mode::Counted(1), 9000),
-                hold("b", 8, Mode::Counted(2), 5000),
-            ],
-        );
+        let status = described(&lock, vec![hold("a", 7, Mode::Counted(1), 9000), hold("b", 8, Mode::Counted(2), 5000)]);
         assert_eq!(status.holder.as_deref(), Some("pod/a"));
-        assert_eq!(
-            (
-                status.fencing_token,
-                status.permits_held,
-                status.holder_count
-            ),
-            (Some(8), 3, 2)
-        );
+        assert_eq!((status.fencing_token, status.permits_held, status.holder_count), (Some(8), 3, 2));
         assert_eq!(status.expire_time.unwrap().0, at(5000));
         assert_eq!(status.transitions, 2);
         assert!(condition::is_true(&status.conditions, types::HELD));
@@ -306,39 +224,22 @@ mod tests {
         let mut offer = hold("a", 7, Mode::Counted(1), 9000);
         offer.state = HoldState::Offer;
         let status = described(&DistributedLock::default(), vec![offer]);
-        assert_eq!(
-            (status.holder, status.fencing_token, status.holder_count),
-            (None, None, 0)
-        );
+        assert_eq!((status.holder, status.fencing_token, status.holder_count), (None, None, 0));
     }
 
     #[test]
     fn shared_holders_together_take_one_permit_and_an_exclusive_one_all() {
         let lock = DistributedLock::default();
-        let readers = described(
-            &lock,
-            vec![
-                hold("a", 7, Mode::Shared, 9000),
-                hold("b", 8, Mode::Shared, 9000),
-            ],
-        );
+        let readers = described(&lock, vec![hold("a", 7, Mode::Shared, 9000), hold("b", 8, Mode::Shared, 9000)]);
         assert_eq!((readers.permits_held, readers.holder_count), (1, 2));
-        assert_eq!(
-            described(&lock, vec![hold("a", 7, Mode::Exclusive, 9000)]).permits_held,
-            3
-        );
+        assert_eq!(described(&lock, vec![hold("a", 7, Mode::Exclusive, 9000)]).permits_held, 3);
     }
 
     #[test]
     fn without_a_record_the_holders_of_before_stay() {
         let mut lock = DistributedLock::default();
         lock.status = Some(described(&lock, vec![hold("a", 7, Mode::Counted(1), 9000)]));
-        let status = describe(
-            &lock,
-            None,
-            &Readiness::not(reasons::STORE_NOT_READY, "away"),
-            Timestamp::UNIX_EPOCH,
-        );
+        let status = describe(&lock, None, &Readiness::not(reasons::STORE_NOT_READY, "away"), Timestamp::UNIX_EPOCH);
         assert_eq!(status.holder.as_deref(), Some("pod/a"));
         assert!(!condition::is_true(&status.conditions, types::READY));
     }
@@ -346,20 +247,11 @@ mod tests {
     #[test]
     fn a_change_is_written_at_most_once_a_second() {
         let lock = DistributedLock::default();
-        let (free, held) = (
-            described(&lock, vec![]),
-            described(&lock, vec![hold("a", 7, Mode::Counted(1), 16_000)]),
-        );
+        let (free, held) = (described(&lock, vec![]), described(&lock, vec![hold("a", 7, Mode::Counted(1), 16_000)]));
         let lease = Duration::from_secs(15);
-        assert_eq!(
-            when(&free, &held, None, lease, Some(1000)),
-            Write::Transition
-        );
+        assert_eq!(when(&free, &held, None, lease, Some(1000)), Write::Transition);
         let early = Some(Duration::from_millis(300));
-        assert_eq!(
-            when(&free, &held, early, lease, Some(1000)),
-            Write::After(Duration::from_millis(700))
-        );
+        assert_eq!(when(&free, &held, early, lease, Some(1000)), Write::After(Duration::from_millis(700)));
     }
 
     #[test]
@@ -367,21 +259,12 @@ mod tests {
         let lock = DistributedLock::default();
         let published = described(&lock, vec![hold("a", 7, Mode::Counted(1), 16_000)]);
         let renewed = described(
-            &DistributedLock {
-                status: Some(published.clone()),
-                ..lock
-            },
+            &DistributedLock { status: Some(published.clone()), ..lock },
             vec![hold("a", 7, Mode::Counted(1), 28_000)],
         );
         let lease = Duration::from_secs(15);
         let since = Some(Duration::from_secs(5));
-        assert_eq!(
-            when(&published, &renewed, since, lease, Some(6_000)),
-            Write::After(Duration::from_millis(8_500))
-        );
-        assert_eq!(
-            when(&published, &renewed, since, lease, Some(14_500)),
-            Write::Refresh
-        );
+        assert_eq!(when(&published, &renewed, since, lease, Some(6_000)), Write::After(Duration::from_millis(8_500)));
+        assert_eq!(when(&published, &renewed, since, lease, Some(14_500)), Write::Refresh);
     }
 }

@@ -27,43 +27,26 @@ impl Link {
         let endpoint = endpoint(ctx, object).await?;
         let prefix = object.spec.key_prefix.clone();
         let store = Store::connect(&endpoint, &prefix)?;
-        Ok(Self {
-            endpoint,
-            prefix,
-            store,
-            facts: None,
-        })
+        Ok(Self { endpoint, prefix, store, facts: None })
     }
 
     /// What the server is, refused if it can't be used.
     pub(super) async fn facts(&mut self) -> Result<&ServerFacts, Trouble> {
-        let fresh = self
-            .facts
-            .as_ref()
-            .is_some_and(|(_, read)| read.elapsed() < FACTS_EVERY);
+        let fresh = self.facts.as_ref().is_some_and(|(_, read)| read.elapsed() < FACTS_EVERY);
         if !fresh {
             self.facts = Some((self.store.server().await?, Instant::now()));
         }
         let Some((facts, _)) = &self.facts else {
             return Err(Trouble::new(reasons::UNREACHABLE, ""));
         };
-        let ServerFacts {
-            version,
-            supported,
-            eviction,
-        } = facts;
+        let ServerFacts { version, supported, eviction } = facts;
         if !supported {
-            let message =
-                format!("the server is {version}; Redis 7.0 or Valkey 7.2 or newer is needed");
+            let message = format!("the server is {version}; Redis 7.0 or Valkey 7.2 or newer is needed");
             return Err(Trouble::new(reasons::UNSUPPORTED_SERVER, message));
         }
-        if let Some(policy) = eviction
-            .as_deref()
-            .filter(|policy| policy.starts_with("allkeys-"))
-        {
-            let message = format!(
-                "maxmemory-policy {policy} lets Redis evict locks; set maxmemory-policy to noeviction"
-            );
+        if let Some(policy) = eviction.as_deref().filter(|policy| policy.starts_with("allkeys-")) {
+            let message =
+                format!("maxmemory-policy {policy} lets Redis evict locks; set maxmemory-policy to noeviction");
             return Err(Trouble::new(reasons::EVICTING_MEMORY_POLICY, message));
         }
         Ok(facts)
@@ -82,16 +65,11 @@ impl Link {
     /// Loads the library where it is missing or older; a newer one stays.
     pub(super) async fn ensure_library(&self) -> Result<(), Trouble> {
         if self.store.library().await? == LibraryState::Missing {
-            self.store
-                .load_library(LIBRARY_SOURCE)
-                .await
-                .map_err(|error| {
-                    let cause = std::error::Error::source(&error)
-                        .map(ToString::to_string)
-                        .unwrap_or_default();
-                    let message = format!("the function library could not be loaded: {cause}");
-                    Trouble::new(reasons::LIBRARY_NOT_LOADED, message)
-                })?;
+            self.store.load_library(LIBRARY_SOURCE).await.map_err(|error| {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let message = format!("the function library could not be loaded: {cause}");
+                Trouble::new(reasons::LIBRARY_NOT_LOADED, message)
+            })?;
             tracing::info!("loaded the function library");
         }
         Ok(())
@@ -100,16 +78,10 @@ impl Link {
 
 async fn endpoint(ctx: &Context, object: &LockStore) -> Result<Endpoint, Trouble> {
     let Some(standalone) = &object.spec.standalone else {
-        return Err(Trouble::new(
-            reasons::UNSUPPORTED_VALUE,
-            "this version supports spec.standalone only",
-        ));
+        return Err(Trouble::new(reasons::UNSUPPORTED_VALUE, "this version supports spec.standalone only"));
     };
     let (host, port) = host_and_port(&standalone.address).ok_or_else(|| {
-        let message = format!(
-            "standalone.address {:?} must be host:port",
-            standalone.address
-        );
+        let message = format!("standalone.address {:?} must be host:port", standalone.address);
         Trouble::new(reasons::INVALID_ADDRESS, message)
     })?;
     let mut endpoint = Endpoint::plain(host, port);
@@ -118,10 +90,7 @@ async fn endpoint(ctx: &Context, object: &LockStore) -> Result<Endpoint, Trouble
         let secret = secret(ctx, &auth.secret_ref.name).await?;
         endpoint.username = text(&secret, "username").filter(|name| !name.is_empty());
         let Some(password) = text(&secret, "password") else {
-            let message = format!(
-                "the Secret {} has no key \"password\"",
-                auth.secret_ref.name
-            );
+            let message = format!("the Secret {} has no key \"password\"", auth.secret_ref.name);
             return Err(Trouble::new(reasons::SECRET_INCOMPLETE, message));
         };
         endpoint.password = Some(Password::new(password));
@@ -133,10 +102,9 @@ async fn endpoint(ctx: &Context, object: &LockStore) -> Result<Endpoint, Trouble
                 None => None,
             },
             client: match &tls.client_secret_ref {
-                Some(reference) => Some((
-                    file(ctx, &reference.name, "tls.crt").await?,
-                    file(ctx, &reference.name, "tls.key").await?,
-                )),
+                Some(reference) => {
+                    Some((file(ctx, &reference.name, "tls.crt").await?, file(ctx, &reference.name, "tls.key").await?))
+                }
                 None => None,
             },
         });
@@ -146,10 +114,7 @@ async fn endpoint(ctx: &Context, object: &LockStore) -> Result<Endpoint, Trouble
 
 fn host_and_port(address: &str) -> Option<(&str, u16)> {
     let (host, port) = address.rsplit_once(':')?;
-    let host = host
-        .strip_prefix('[')
-        .and_then(|inner| inner.strip_suffix(']'))
-        .unwrap_or(host);
+    let host = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
     Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
@@ -163,34 +128,19 @@ async fn secret(ctx: &Context, name: &str) -> Result<Secret, Trouble> {
             let message = format!("there is no Secret {name} in the namespace {namespace}");
             Err(Trouble::new(reasons::SECRET_NOT_FOUND, message))
         }
-        Err(error) => Err(Trouble::new(
-            reasons::SECRET_UNREADABLE,
-            format!("the Secret {name}: {error}"),
-        )),
+        Err(error) => Err(Trouble::new(reasons::SECRET_UNREADABLE, format!("the Secret {name}: {error}"))),
     }
 }
 
 fn text(secret: &Secret, key: &str) -> Option<String> {
     let bytes = secret.data.as_ref()?.get(key)?;
-    Some(
-        String::from_utf8_lossy(&bytes.0)
-            .trim_end_matches('\n')
-            .to_owned(),
-    )
+    Some(String::from_utf8_lossy(&bytes.0).trim_end_matches('\n').to_owned())
 }
 
 async fn file(ctx: &Context, name: &str, key: &str) -> Result<Vec<u8>, Trouble> {
     let secret = secret(ctx, name).await?;
-    let bytes = secret
-        .data
-        .and_then(|mut data| data.remove(key))
-        .map(|bytes| bytes.0);
-    bytes.ok_or_else(|| {
-        Trouble::new(
-            reasons::SECRET_INCOMPLETE,
-            format!("the Secret {name} has no key {key:?}"),
-        )
-    })
+    let bytes = secret.data.and_then(|mut data| data.remove(key)).map(|bytes| bytes.0);
+    bytes.ok_or_else(|| Trouble::new(reasons::SECRET_INCOMPLETE, format!("the Secret {name} has no key {key:?}")))
 }
 
 #[cfg(test)]

@@ -36,12 +36,7 @@ pub(super) async fn open(
     heartbeat: &Heartbeat,
     incarnation: &str,
 ) -> Result<Epoch, Trouble> {
-    let status = reign
-        .api()
-        .get_status(&reign.name)
-        .await?
-        .status
-        .unwrap_or_default();
+    let status = reign.api().get_status(&reign.name).await?.status.unwrap_or_default();
     let known = status.incarnation.as_deref() == Some(incarnation);
     let reload = known && heartbeat.gate.is_none();
     let epoch = match status.epoch.and_then(Epoch::new).filter(|_| reload) {
@@ -49,37 +44,22 @@ pub(super) async fn open(
         None => take_epoch(reign, heartbeat).await?,
     };
     let Heartbeat { run_id, replid, .. } = heartbeat.clone();
-    let opening = Opening {
-        run_id,
-        replid,
-        epoch,
-    };
+    let opening = Opening { run_id, replid, epoch };
     let restored = match heartbeat.gate {
         None if !known => restore(reign, control, &opening).await?,
         _ => Restored::default(),
     };
     control.open(&opening).await??;
     for lock in &restored.locks {
-        rejoin(control, lock, &restored.claims).await?;
+        rejoin(&reign.ctx, control, lock, restored.claims.iter()).await?;
     }
-    info!(
-        store = reign.name,
-        epoch = epoch.get(),
-        incarnation,
-        "the gate is open"
-    );
+    info!(store = reign.name, epoch = epoch.get(), incarnation, "the gate is open");
     Ok(epoch)
 }
 
 /// A fresh epoch, in etcd before anything uses it.
 async fn take_epoch(reign: &Reign, heartbeat: &Heartbeat) -> Result<Epoch, Trouble> {
-    let minimum = reign
-        .api()
-        .get(&reign.name)
-        .await?
-        .spec
-        .minimum_epoch
-        .unwrap_or(0);
+    let minimum = reign.api().get(&reign.name).await?.spec.minimum_epoch.unwrap_or(0);
     let since_2026 = Epoch::at_least_since_2026(jiff::Timestamp::now().as_second());
     let now = jiff::Timestamp::now();
     let status = reign
@@ -87,28 +67,12 @@ async fn take_epoch(reign: &Reign, heartbeat: &Heartbeat) -> Result<Epoch, Troub
             let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
             let used = used.max(heartbeat.gate.map_or(0, Epoch::get));
             status.epoch = Some((used + 1).max(minimum).max(since_2026.get()));
-            let (is, why) = (
-                ConditionStatus::True,
-                "leases are put back before anything is granted",
-            );
-            condition::set(
-                &mut status.conditions,
-                types::RECOVERING,
-                is,
-                reasons::OPENING,
-                why,
-                None,
-                now,
-            );
+            let (is, why) = (ConditionStatus::True, "leases are put back before anything is granted");
+            condition::set(&mut status.conditions, types::RECOVERING, is, reasons::OPENING, why, None, now);
         })
         .await?;
     let epoch = status.epoch.and_then(Epoch::new);
-    epoch.ok_or_else(|| {
-        Trouble::new(
-            reasons::EPOCH_EXHAUSTED,
-            "there is no epoch left below 2^21",
-        )
-    })
+    epoch.ok_or_else(|| Trouble::new(reasons::EPOCH_EXHAUSTED, "there is no epoch left below 2^21"))
 }
 
 /// What was put back, to let the waiting claims queue again before anybody else is told.
@@ -121,22 +85,13 @@ struct Restored {
 async fn restore(reign: &Reign, control: &Control, opening: &Opening) -> Result<Restored, Trouble> {
     let client = reign.ctx.client.clone();
     // No resourceVersion: the API server answers from a quorum of etcd.
-    let locks = Api::<DistributedLock>::all(client.clone())
-        .list(&ListParams::default())
-        .await?;
-    let claims = Api::<LockClaim>::all(client)
-        .list(&ListParams::default())
-        .await?;
-    let seen = reign
-        .seen
-        .as_ref()
-        .map_or_else(Instant::now, |(_, since)| *since);
+    let locks = Api::<DistributedLock>::all(client.clone()).list(&ListParams::default()).await?;
+    let claims = Api::<LockClaim>::all(client).list(&ListParams::default()).await?;
+    let seen = reign.seen.as_ref().map_or_else(Instant::now, |(_, since)| *since);
     let mut restored = Vec::new();
     for lock in &locks.items {
-        let provisioned = lock
-            .status
-            .as_ref()
-            .is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
+        let provisioned =
+            lock.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
         if lock.store_name() != reign.name || !provisioned {
             continue;
         }
@@ -144,22 +99,11 @@ async fn restore(reign: &Reign, control: &Control, opening: &Opening) -> Result<
         let Ok(key) = LockKey::new(&namespace, &lock.name_any()) else {
             continue;
         };
-        let mut wanted = provision(
-            lock,
-            opening.epoch,
-            reign.ctx.stores.token_floor(&reign.name),
-        );
+        let mut wanted = provision(lock, opening.epoch, reign.ctx.stores.token_floor(&reign.name));
         wanted.quarantine = quarantine(lock).saturating_sub(seen.elapsed());
-        wanted.holds = claims
-            .items
-            .iter()
-            .filter_map(|claim| remembered(claim, &key))
-            .collect();
+        wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
         control.restore(&key, &wanted, opening).await??;
         restored.push(key);
     }
-    Ok(Restored {
-        locks: restored,
-        claims: claims.items,
-    })
+    Ok(Restored { locks: restored, claims: claims.items })
 }

@@ -46,33 +46,20 @@ pub(super) struct Trouble {
 
 impl Trouble {
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-            credentials: false,
-            superseded: false,
-        }
+        Self { reason, message: message.into(), credentials: false, superseded: false }
     }
 
     fn superseded(term: i64) -> Self {
         let message = format!("a controller with the higher term {term} reigns");
-        Self {
-            superseded: true,
-            ..Self::new(reasons::SUPERSEDED, message)
-        }
+        Self { superseded: true, ..Self::new(reasons::SUPERSEDED, message) }
     }
 }
 
 impl From<StoreError> for Trouble {
     fn from(error: StoreError) -> Self {
-        let cause = std::error::Error::source(&error)
-            .map(|cause| format!(": {cause}"))
-            .unwrap_or_default();
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         let credentials = error.is_refused_credentials();
-        Self {
-            credentials,
-            ..Self::new(error.label(), format!("{error}{cause}"))
-        }
+        Self { credentials, ..Self::new(error.label(), format!("{error}{cause}")) }
     }
 }
 
@@ -81,9 +68,7 @@ impl From<Refusal> for Trouble {
         match refusal {
             Refusal::StoreInUse(uid) => Self::new(
                 reasons::STORE_IN_USE,
-                format!(
-                    "another LockStore (UID {uid}) uses this Redis and keyPrefix; choose another keyPrefix"
-                ),
+                format!("another LockStore (UID {uid}) uses this Redis and keyPrefix; choose another keyPrefix"),
             ),
             Refusal::StaleTerm(term) => Self::superseded(term),
             other => Self::new(reasons::OPENING, other.to_string()),
@@ -113,30 +98,11 @@ pub(super) struct Reign {
 }
 
 impl Reign {
-    pub(super) fn new(
-        ctx: Arc<Context>,
-        name: &str,
-        object: watch::Receiver<Arc<LockStore>>,
-    ) -> Self {
-        let floor = object
-            .borrow()
-            .status
-            .as_ref()
-            .and_then(|status| status.token_floor)
-            .unwrap_or(0);
+    pub(super) fn new(ctx: Arc<Context>, name: &str, object: watch::Receiver<Arc<LockStore>>) -> Self {
+        let floor = object.borrow().status.as_ref().and_then(|status| status.token_floor).unwrap_or(0);
         let seat = ctx.stores.seat(name, floor);
         let name = name.to_owned();
-        Self {
-            ctx,
-            name,
-            object,
-            seat,
-            link: None,
-            term: None,
-            seen: None,
-            outgrown_at: None,
-            listener: None,
-        }
+        Self { ctx, name, object, seat, link: None, term: None, seen: None, outgrown_at: None, listener: None }
     }
 
     /// Runs until another controller reigns.
@@ -153,19 +119,11 @@ impl Reign {
                 _ = self.seat.outgrown.changed() => {}
             }
             let step = tokio::time::timeout(STEP_LIMIT, self.step()).await;
-            let step = step.unwrap_or_else(|_| {
-                Err(Trouble::new(
-                    reasons::UNREACHABLE,
-                    "the store does not answer",
-                ))
-            });
+            let step = step.unwrap_or_else(|_| Err(Trouble::new(reasons::UNREACHABLE, "the store does not answer")));
             if let Err(trouble) = &step
                 && trouble.superseded
             {
-                return Err(Error::Superseded {
-                    store: self.name.clone(),
-                    why: trouble.message.clone(),
-                });
+                return Err(Error::Superseded { store: self.name.clone(), why: trouble.message.clone() });
             }
             self.tell(step).await;
         }
@@ -174,18 +132,13 @@ impl Reign {
     fn object_changed(&mut self) {
         let object = self.object.borrow_and_update().clone();
         let known = self.link.as_ref().map(|link| link.prefix.as_str());
-        if known.is_some_and(|prefix| prefix != object.spec.key_prefix.as_str())
-            || self.spec_changed(&object)
-        {
+        if known.is_some_and(|prefix| prefix != object.spec.key_prefix.as_str()) || self.spec_changed(&object) {
             self.disconnect();
         }
     }
 
     fn spec_changed(&self, object: &LockStore) -> bool {
-        let observed = object
-            .status
-            .as_ref()
-            .and_then(|status| status.observed_generation);
+        let observed = object.status.as_ref().and_then(|status| status.observed_generation);
         self.link.is_some() && observed != object.metadata.generation
     }
 
@@ -248,30 +201,16 @@ impl Reign {
             link.facts().await?;
             link.ensure_library().await?;
         }
-        Ok(Trouble::new(
-            reasons::OPENING,
-            "the function library was loaded",
-        ))
+        Ok(Trouble::new(reasons::OPENING, "the function library was loaded"))
     }
 
-    async fn ensure_open(
-        &mut self,
-        control: Control,
-        heartbeat: Heartbeat,
-    ) -> Result<OpenStore, Trouble> {
+    async fn ensure_open(&mut self, control: Control, heartbeat: Heartbeat) -> Result<OpenStore, Trouble> {
         if heartbeat.role != "master" {
-            let message = format!(
-                "the server is a {}; the address must be the master's",
-                heartbeat.role
-            );
+            let message = format!("the server is a {}; the address must be the master's", heartbeat.role);
             return Err(Trouble::new(reasons::NOT_MASTER, message));
         }
         let incarnation = format!("{}/{}", heartbeat.run_id, heartbeat.replid);
-        if self
-            .seen
-            .as_ref()
-            .is_none_or(|(known, _)| *known != incarnation)
-        {
+        if self.seen.as_ref().is_none_or(|(known, _)| *known != incarnation) {
             self.seen = Some((incarnation.clone(), Instant::now()));
             if let Some(link) = &mut self.link {
                 link.forget_facts();
@@ -279,10 +218,7 @@ impl Reign {
             }
         }
         let outgrown = *self.seat.outgrown.borrow_and_update();
-        if let Some(epoch) = heartbeat
-            .gate
-            .filter(|epoch| *epoch > outgrown || !self.may_outgrow())
-        {
+        if let Some(epoch) = heartbeat.gate.filter(|epoch| *epoch > outgrown || !self.may_outgrow()) {
             self.note_open(&incarnation, epoch).await?;
             return Ok(self.open_store(control, epoch));
         }
@@ -295,24 +231,18 @@ impl Reign {
     }
 
     fn open_store(&self, control: Control, epoch: Epoch) -> OpenStore {
-        OpenStore {
-            control,
-            epoch,
-            object: self.object.borrow().clone(),
-        }
+        OpenStore { control, epoch, object: self.object.borrow().clone() }
     }
 
     /// At most one epoch a minute is taken for missing records.
     fn may_outgrow(&self) -> bool {
-        self.outgrown_at
-            .is_none_or(|at| at.elapsed() >= Duration::from_secs(60))
+        self.outgrown_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(60))
     }
 
     /// The gate is open: etcd learns for which incarnation, last of all.
     async fn note_open(&mut self, incarnation: &str, epoch: Epoch) -> Result<(), Trouble> {
         let status = self.object.borrow().status.clone().unwrap_or_default();
-        let known =
-            status.incarnation.as_deref() == Some(incarnation) && status.epoch >= Some(epoch.get());
+        let known = status.incarnation.as_deref() == Some(incarnation) && status.epoch >= Some(epoch.get());
         if !known {
             self.update(|status| {
                 status.incarnation = Some(incarnation.to_owned());
@@ -350,17 +280,11 @@ impl Reign {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(Trouble::new(
-            reasons::OPENING,
-            "the status is being written by somebody else",
-        ))
+        Err(Trouble::new(reasons::OPENING, "the status is being written by somebody else"))
     }
 
     /// Changes the status by compare-and-swap, while the term is still ours. Returns what stands.
-    pub(super) async fn update(
-        &self,
-        change: impl Fn(&mut LockStoreStatus),
-    ) -> Result<LockStoreStatus, Trouble> {
+    pub(super) async fn update(&self, change: impl Fn(&mut LockStoreStatus)) -> Result<LockStoreStatus, Trouble> {
         let api = self.api();
         for _ in 0..TRIES {
             let mut object = api.get(&self.name).await?;
@@ -381,10 +305,7 @@ impl Reign {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(Trouble::new(
-            reasons::OPENING,
-            "the status is being written by somebody else",
-        ))
+        Err(Trouble::new(reasons::OPENING, "the status is being written by somebody else"))
     }
 
     /// Tells the loops, and the users by conditions and an Event.
@@ -392,18 +313,12 @@ impl Reign {
         let object = self.object.borrow().clone();
         let ready = step.is_ok();
         let (reason, message) = match &step {
-            Ok(open) => (
-                reasons::GATE_OPEN,
-                format!("the gate is open with epoch {}", open.epoch.get()),
-            ),
+            Ok(open) => (reasons::GATE_OPEN, format!("the gate is open with epoch {}", open.epoch.get())),
             Err(trouble) => (trouble.reason, trouble.message.clone()),
         };
         let news = match step {
             Ok(open) => StoreState::Ready(open),
-            Err(_) => StoreState::NotReady {
-                reason,
-                message: message.clone(),
-            },
+            Err(_) => StoreState::NotReady { reason, message: message.clone() },
         };
         let (was_ready, was_epoch) = readiness(&self.seat.state.borrow());
         let epoch = readiness(&news).1;
@@ -412,30 +327,15 @@ impl Reign {
         if (was_ready, was_epoch) != (ready, epoch) {
             self.ctx.triggers.all_of_store(&self.ctx, &self.name);
         }
-        if ready
-            && self
-                .listener
-                .as_ref()
-                .is_none_or(tokio::task::JoinHandle::is_finished)
-        {
+        if ready && self.listener.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
             self.listen();
         }
         if let Err(trouble) = self.report(&object, ready, reason, &message).await {
-            warn!(
-                store = self.name,
-                message = trouble.message,
-                "the status was not written"
-            );
+            warn!(store = self.name, message = trouble.message, "the status was not written");
         }
     }
 
-    async fn report(
-        &self,
-        object: &LockStore,
-        ready: bool,
-        reason: &str,
-        message: &str,
-    ) -> Result<(), Trouble> {
+    async fn report(&self, object: &LockStore, ready: bool, reason: &str, message: &str) -> Result<(), Trouble> {
         let generation = object.metadata.generation;
         let eviction = self.link.as_ref().and_then(Link::known_facts);
         let now = jiff::Timestamp::now();
@@ -444,44 +344,16 @@ impl Reign {
             if let Some(facts) = &eviction {
                 status.server_version = Some(facts.version.clone());
                 let (ok, reason, message) = eviction_condition(facts.eviction.as_deref());
-                condition::set(
-                    &mut status.conditions,
-                    types::EVICTION_SAFE,
-                    ok,
-                    reason,
-                    message,
-                    generation,
-                    now,
-                );
+                condition::set(&mut status.conditions, types::EVICTION_SAFE, ok, reason, message, generation, now);
             }
             let is = |yes: bool| {
-                if yes {
-                    ConditionStatus::True
-                } else {
-                    ConditionStatus::False
-                }
+                if yes { ConditionStatus::True } else { ConditionStatus::False }
             };
-            condition::set(
-                &mut status.conditions,
-                types::READY,
-                is(ready),
-                reason,
-                message,
-                generation,
-                now,
-            );
+            condition::set(&mut status.conditions, types::READY, is(ready), reason, message, generation, now);
             if ready {
                 let why = "nothing is to be recovered";
                 let (status_, reason) = (ConditionStatus::False, reasons::RECOVERED);
-                condition::set(
-                    &mut status.conditions,
-                    types::RECOVERING,
-                    status_,
-                    reason,
-                    why,
-                    generation,
-                    now,
-                );
+                condition::set(&mut status.conditions, types::RECOVERING, status_, reason, why, generation, now);
             }
         };
         let mut wanted = object.status.clone().unwrap_or_default();
@@ -489,25 +361,14 @@ impl Reign {
         if Some(&wanted) == object.status.as_ref() {
             return Ok(());
         }
-        let was = object
-            .status
-            .as_ref()
-            .and_then(|status| condition::get(&status.conditions, types::READY));
+        let was = object.status.as_ref().and_then(|status| condition::get(&status.conditions, types::READY));
         let was = was.map(|condition| (condition.status, condition.reason.clone()));
         self.update(change).await?;
-        let changed = was.is_none_or(|(status, old)| {
-            (status == ConditionStatus::True) != ready || old != reason
-        });
+        let changed = was.is_none_or(|(status, old)| (status == ConditionStatus::True) != ready || old != reason);
         if changed && ready {
-            self.ctx
-                .events
-                .normal(object, reason, "OpenGate", message.to_owned())
-                .await;
+            self.ctx.events.normal(object, reason, "OpenGate", message.to_owned()).await;
         } else if changed && reason != reasons::OPENING {
-            self.ctx
-                .events
-                .warning(object, reason, "UseStore", message.to_owned())
-                .await;
+            self.ctx.events.warning(object, reason, "UseStore", message.to_owned()).await;
         }
         Ok(())
     }
@@ -515,30 +376,21 @@ impl Reign {
     /// A store waits for its locks, then goes.
     async fn delete(&mut self, object: &LockStore) -> Result<Trouble, Trouble> {
         let locks = self.ctx.locks();
-        let used = locks
-            .iter()
-            .filter(|lock| lock.store_name() == self.name)
-            .count();
+        let used = locks.iter().filter(|lock| lock.store_name() == self.name).count();
         if used == 0 {
             if object.finalizers().iter().any(|f| f == FINALIZER) {
                 set_finalizer(&self.api(), object, false).await?;
             }
-            return Ok(Trouble::new(
-                reasons::DELETING,
-                "the store is being deleted",
-            ));
+            return Ok(Trouble::new(reasons::DELETING, "the store is being deleted"));
         }
-        let message = format!(
-            "the store is being deleted and waits for {used} locks that use it; delete them"
-        );
+        let message = format!("the store is being deleted and waits for {used} locks that use it; delete them");
         Ok(Trouble::new(reasons::IN_USE, message))
     }
 
     /// Listens to changes, and turns them into triggers, until the connection ends.
     fn listen(&mut self) {
         let Some(link) = &self.link else { return };
-        let (endpoint, prefix, ctx) =
-            (link.endpoint.clone(), link.prefix.clone(), self.ctx.clone());
+        let (endpoint, prefix, ctx) = (link.endpoint.clone(), link.prefix.clone(), self.ctx.clone());
         let name = self.name.clone();
         self.listener = Some(tokio::spawn(async move {
             match endpoint.changes(&prefix).await {
@@ -548,9 +400,7 @@ impl Reign {
                     while let Some(change) = changes.next().await {
                         let lock = ObjectRef::<DistributedLock>::new(change.lock.name());
                         ctx.triggers.lock(lock.within(change.lock.namespace()));
-                        if let Some(claim) =
-                            change.offered.and_then(|id| ctx.renewals.claim_of(&id))
-                        {
+                        if let Some(claim) = change.offered.and_then(|id| ctx.renewals.claim_of(&id)) {
                             ctx.triggers.claim(claim);
                         }
                     }
@@ -578,25 +428,13 @@ fn readiness(state: &StoreState) -> (bool, Option<Epoch>) {
 
 fn eviction_condition(policy: Option<&str>) -> (ConditionStatus, &'static str, &'static str) {
     match policy {
-        None => (
-            ConditionStatus::Unknown,
-            reasons::NOT_ALLOWED_TO_READ,
-            "CONFIG GET maxmemory-policy is refused",
-        ),
-        Some("noeviction") => (
-            ConditionStatus::True,
-            reasons::NO_EVICTION,
-            "nothing is evicted",
-        ),
+        None => (ConditionStatus::Unknown, reasons::NOT_ALLOWED_TO_READ, "CONFIG GET maxmemory-policy is refused"),
+        Some("noeviction") => (ConditionStatus::True, reasons::NO_EVICTION, "nothing is evicted"),
         Some(policy) if policy.starts_with("volatile-") => (
             ConditionStatus::False,
             reasons::EVICTS_VOLATILE_KEYS,
             "locks have no TTL and are not evicted, but noeviction says it for sure",
         ),
-        Some(_) => (
-            ConditionStatus::False,
-            reasons::EVICTING_MEMORY_POLICY,
-            "Redis may evict locks",
-        ),
+        Some(_) => (ConditionStatus::False, reasons::EVICTING_MEMORY_POLICY, "Redis may evict locks"),
     }
 }

@@ -5,9 +5,7 @@ use std::time::Duration;
 use super::record::{Ended, Record, duration, grant_of};
 use super::{Gate, Model, StoreKey, ms};
 use crate::lease::{Acquired, Epoch, HolderId, Renewed, Request};
-use crate::store::{
-    Due, Heartbeat, Hold, HoldState, Opening, Provision, Provisioned, Refusal, Sealed,
-};
+use crate::store::{Due, Heartbeat, Hold, HoldState, Opening, Provision, Provisioned, Refusal, Sealed};
 
 /// Who calls: the store's UID and the term of a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,10 +21,7 @@ impl Model {
         if let Some(owner) = self.store.uid.as_ref().filter(|owner| **owner != reign.uid) {
             return Some(Refusal::StoreInUse(owner.clone()));
         }
-        let highest = self
-            .store
-            .term
-            .max(self.gates.get(&reign.uid).map_or(0, |gate| gate.term));
+        let highest = self.store.term.max(self.gates.get(&reign.uid).map_or(0, |gate| gate.term));
         (reign.term < highest).then_some(Refusal::StaleTerm(highest))
     }
 
@@ -54,19 +49,8 @@ impl Model {
             gate.epoch
         });
         let (run_id, replid) = self.process.clone();
-        let epoch = self
-            .store
-            .opened
-            .as_ref()
-            .map_or(Epoch::default(), |(epoch, ..)| *epoch);
-        Ok(Heartbeat {
-            now,
-            run_id,
-            replid,
-            role: "master".to_owned(),
-            gate,
-            epoch,
-        })
+        let epoch = self.store.opened.as_ref().map_or(Epoch::default(), |(epoch, ..)| *epoch);
+        Ok(Heartbeat { now, run_id, replid, role: "master".to_owned(), gate, epoch })
     }
 
     /// As [`crate::store::Control::open`].
@@ -77,41 +61,20 @@ impl Model {
         if let Some(refusal) = self.refused(reign) {
             return Err(refusal);
         }
-        let Opening {
-            run_id,
-            replid,
-            epoch,
-        } = opening.clone();
+        let Opening { run_id, replid, epoch } = opening.clone();
         if self.process != (run_id.clone(), replid.clone()) {
             return Err(Refusal::OtherProcess);
         }
         let opened = self.store.opened.clone();
-        let used = opened
-            .as_ref()
-            .map_or(Epoch::default(), |(epoch, ..)| *epoch);
-        let used = used.max(
-            self.gates
-                .get(&reign.uid)
-                .map_or(Epoch::default(), |gate| gate.epoch),
-        );
+        let used = opened.as_ref().map_or(Epoch::default(), |(epoch, ..)| *epoch);
+        let used = used.max(self.gates.get(&reign.uid).map_or(Epoch::default(), |gate| gate.epoch));
         let other = opened.is_some_and(|(_, r, p)| (r, p) != (run_id.clone(), replid.clone()));
         if epoch < used || epoch == used && other {
             return Err(Refusal::StaleEpoch(used.get()));
         }
         let (uid, term, heartbeat) = (reign.uid.clone(), reign.term, self.now);
-        self.store = StoreKey {
-            uid: Some(uid.clone()),
-            term,
-            opened: Some((epoch, run_id, replid)),
-        };
-        self.gates.insert(
-            uid,
-            Gate {
-                epoch,
-                term,
-                heartbeat,
-            },
-        );
+        self.store = StoreKey { uid: Some(uid.clone()), term, opened: Some((epoch, run_id, replid)) };
+        self.gates.insert(uid, Gate { epoch, term, heartbeat });
         Ok(())
     }
 
@@ -119,11 +82,7 @@ impl Model {
     ///
     /// # Errors
     /// See [`Model::heartbeat`].
-    pub fn provision(
-        &mut self,
-        reign: &Reign,
-        provision: &Provision,
-    ) -> Result<Provisioned, Refusal> {
+    pub fn provision(&mut self, reign: &Reign, provision: &Provision) -> Result<Provisioned, Refusal> {
         self.admit(reign)?;
         let provisioned = self.configure(&reign.uid, provision);
         self.promote(None);
@@ -134,17 +93,10 @@ impl Model {
     ///
     /// # Errors
     /// See [`Model::heartbeat`].
-    pub fn restore(
-        &mut self,
-        reign: &Reign,
-        provision: &Provision,
-        to: &Opening,
-    ) -> Result<Provisioned, Refusal> {
+    pub fn restore(&mut self, reign: &Reign, provision: &Provision, to: &Opening) -> Result<Provisioned, Refusal> {
         match self.refused(reign) {
             Some(refusal) => Err(refusal),
-            None if self.process != (to.run_id.clone(), to.replid.clone()) => {
-                Err(Refusal::OtherProcess)
-            }
+            None if self.process != (to.run_id.clone(), to.replid.clone()) => Err(Refusal::OtherProcess),
             None if self.gates.contains_key(&reign.uid) => Err(Refusal::GateOpen),
             None => Ok(self.configure(&reign.uid, provision)),
         }
@@ -153,18 +105,10 @@ impl Model {
     fn configure(&mut self, store: &str, provision: &Provision) -> Provisioned {
         let now = self.now;
         let fresh = self.load().is_none();
-        let record = self.record.get_or_insert_with(|| Record {
-            permits: 1,
-            lease: 1,
-            ..Record::default()
-        });
+        let record = self.record.get_or_insert_with(|| Record { permits: 1, lease: 1, ..Record::default() });
         record.configure(store, provision);
-        let ceiling = provision
-            .token_ceiling
-            .filter(|ceiling| record.last >= *ceiling);
-        record.last = ceiling
-            .map_or(record.last, |ceiling| ceiling - 1)
-            .max(provision.token_floor);
+        let ceiling = provision.token_ceiling.filter(|ceiling| record.last >= *ceiling);
+        record.last = ceiling.map_or(record.last, |ceiling| ceiling - 1).max(provision.token_floor);
         if provision.quarantine > Duration::ZERO {
             record.not_before = record.not_before.max(now + ms(provision.quarantine));
         }
@@ -172,10 +116,7 @@ impl Model {
         for hold in &provision.holds {
             self.leave(&hold.id);
         }
-        Provisioned {
-            fresh,
-            tampered: ceiling.is_some(),
-        }
+        Provisioned { fresh, tampered: ceiling.is_some() }
     }
 
     /// As [`crate::store::Control::claim`].
@@ -199,10 +140,7 @@ impl Model {
             return Ok(Renewed::Unprovisioned);
         };
         let swept = record.holds.len() != before;
-        match record
-            .hold(id)
-            .map(|hold| (hold.state, grant_of(hold, now)))
-        {
+        match record.hold(id).map(|hold| (hold.state, grant_of(hold, now))) {
             None => {
                 if swept {
                     self.promote(None);
@@ -210,9 +148,7 @@ impl Model {
                 Ok(Renewed::Lost)
             }
             Some((HoldState::Pinned, grant)) => Ok(Renewed::Held(grant)),
-            Some(_) => Ok(record
-                .extend(id, HoldState::Pinned, now)
-                .map_or(Renewed::Lost, Renewed::Held)),
+            Some(_) => Ok(record.extend(id, HoldState::Pinned, now).map_or(Renewed::Lost, Renewed::Held)),
         }
     }
 
@@ -250,16 +186,8 @@ impl Model {
         let Some(record) = &self.record else {
             return Ok(Due::Unprovisioned);
         };
-        let unpinned = record
-            .holds
-            .iter()
-            .filter(|hold| hold.state != HoldState::Pinned)
-            .map(|hold| hold.expires);
-        let waiting = self
-            .queue
-            .iter()
-            .flat_map(|waiter| [waiter.refresh, waiter.deadline])
-            .flatten();
+        let unpinned = record.holds.iter().filter(|hold| hold.state != HoldState::Pinned).map(|hold| hold.expires);
+        let waiting = self.queue.iter().flat_map(|waiter| [waiter.refresh, waiter.deadline]).flatten();
         let quarantine = Some(record.not_before).filter(|at| *at > now);
         let due = unpinned.chain(waiting).chain(quarantine).min();
         Ok(due.map_or(Due::Nothing, |at| Due::In(duration(at - now))))
@@ -279,21 +207,10 @@ impl Model {
             return Err(Refusal::OtherLock(record.lock_uid.clone()));
         }
         record.sealed = true;
-        let (pinned, direct): (Vec<&Hold>, Vec<&Hold>) = record
-            .holds
-            .iter()
-            .partition(|hold| hold.state == HoldState::Pinned);
-        let direct = direct
-            .iter()
-            .map(|hold| hold.expires - now)
-            .chain([record.not_before - now])
-            .max()
-            .unwrap_or(0);
-        let sealed = Sealed {
-            last: record.last,
-            direct: duration(direct),
-            pinned: pinned.len() as u32,
-        };
+        let (pinned, direct): (Vec<&Hold>, Vec<&Hold>) =
+            record.holds.iter().partition(|hold| hold.state == HoldState::Pinned);
+        let direct = direct.iter().map(|hold| hold.expires - now).chain([record.not_before - now]).max().unwrap_or(0);
+        let sealed = Sealed { last: record.last, direct: duration(direct), pinned: pinned.len() as u32 };
         self.queue.clear();
         Ok(sealed)
     }
@@ -307,14 +224,8 @@ impl Model {
         let now = self.now;
         match self.load() {
             None => Ok(()),
-            Some(record) if record.lock_uid != lock_uid => {
-                Err(Refusal::OtherLock(record.lock_uid.clone()))
-            }
-            Some(record)
-                if !record.sealed || record.not_before > now || !record.holds.is_empty() =>
-            {
-                Err(Refusal::Held)
-            }
+            Some(record) if record.lock_uid != lock_uid => Err(Refusal::OtherLock(record.lock_uid.clone())),
+            Some(record) if !record.sealed || record.not_before > now || !record.holds.is_empty() => Err(Refusal::Held),
             Some(_) => {
                 self.record = None;
                 Ok(())

@@ -35,10 +35,7 @@ pub(super) fn duration(ms: i64) -> Duration {
 }
 
 pub(super) fn grant_of(hold: &Hold, now: i64) -> Grant {
-    Grant {
-        token: hold.token,
-        remaining: duration(hold.expires - now),
-    }
+    Grant { token: hold.token, remaining: duration(hold.expires - now) }
 }
 
 impl Record {
@@ -48,11 +45,7 @@ impl Record {
 
     pub(super) fn lease_end(&self, acquired: i64, expires: i64, now: i64) -> i64 {
         let till = now + self.lease;
-        let till = if self.max_hold > 0 {
-            till.min(acquired + self.max_hold)
-        } else {
-            till
-        };
+        let till = if self.max_hold > 0 { till.min(acquired + self.max_hold) } else { till };
         expires.max(till)
     }
 
@@ -67,8 +60,7 @@ impl Record {
     }
 
     pub(super) fn remember(&mut self, id: HolderId, how: Ended, now: i64) {
-        self.finished
-            .push((id, now + self.lease.min(REMEMBER_MS), how));
+        self.finished.push((id, now + self.lease.min(REMEMBER_MS), how));
         if self.finished.len() > REMEMBERED {
             self.finished.remove(0);
         }
@@ -115,18 +107,11 @@ impl Record {
 
     pub(super) fn next_token(&self, epoch: Epoch) -> Option<FencingToken> {
         let token = (self.last + 1).max((epoch.get() << 32) + 1);
-        if token < epoch.ceiling() {
-            FencingToken::new(token)
-        } else {
-            None
-        }
+        if token < epoch.ceiling() { FencingToken::new(token) } else { None }
     }
 
     pub(super) fn open_for_grants(&self, epoch: Epoch, now: i64) -> bool {
-        !self.sealed
-            && self.not_before <= now
-            && self.next_token(epoch).is_some()
-            && !self.has(Mode::Exclusive)
+        !self.sealed && self.not_before <= now && self.next_token(epoch).is_some() && !self.has(Mode::Exclusive)
     }
 
     pub(super) fn add(
@@ -137,24 +122,8 @@ impl Record {
         expires: i64,
         now: i64,
     ) -> Grant {
-        let Request {
-            id,
-            mode,
-            identity,
-            pod_uid,
-            ..
-        } = request.clone();
-        let hold = Hold {
-            id,
-            token,
-            mode,
-            state,
-            acquired: now,
-            renewed: now,
-            expires,
-            identity,
-            pod_uid,
-        };
+        let Request { id, mode, identity, pod_uid, .. } = request.clone();
+        let hold = Hold { id, token, mode, state, acquired: now, renewed: now, expires, identity, pod_uid };
         let grant = grant_of(&hold, now);
         self.last = token.get();
         self.holds.push(hold);

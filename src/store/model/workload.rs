@@ -21,9 +21,7 @@ impl Model {
         let ended = record.ended(&request.id, now);
         if let Some(hold) = record.hold(&request.id) {
             if hold.state == HoldState::Offer && !delegated {
-                return record
-                    .extend(&request.id, HoldState::Held, now)
-                    .map_or(Acquired::Lost, Acquired::Granted);
+                return record.extend(&request.id, HoldState::Held, now).map_or(Acquired::Lost, Acquired::Granted);
             }
             return Acquired::Granted(grant_of(hold, now));
         }
@@ -62,9 +60,7 @@ impl Model {
         if request.wait == Wait::No && !can {
             self.leave(&request.id);
             self.promote(None);
-            return Acquired::Busy {
-                retry: self.retry(None),
-            };
+            return Acquired::Busy { retry: self.retry(None) };
         }
         self.enqueue(request, delegated);
         if let Some(grant) = self.promote(Some(&request.id)) {
@@ -73,16 +69,10 @@ impl Model {
         match request.wait {
             Wait::No => {
                 self.leave(&request.id);
-                Acquired::Busy {
-                    retry: self.retry(None),
-                }
+                Acquired::Busy { retry: self.retry(None) }
             }
-            Wait::For(time) => Acquired::Queued {
-                retry: self.retry(Some(ms(time))),
-            },
-            Wait::Forever => Acquired::Queued {
-                retry: self.retry(None),
-            },
+            Wait::For(time) => Acquired::Queued { retry: self.retry(Some(ms(time))) },
+            Wait::Forever => Acquired::Queued { retry: self.retry(None) },
         }
     }
 
@@ -93,17 +83,12 @@ impl Model {
         };
         let at = self.now + record.refresh() / 3;
         let quarantine = Some(record.not_before).filter(|t| *t > self.now);
-        let at = [quarantine, wait.map(|wait| self.now + wait)]
-            .into_iter()
-            .flatten()
-            .fold(at, i64::min);
+        let at = [quarantine, wait.map(|wait| self.now + wait)].into_iter().flatten().fold(at, i64::min);
         duration((at - self.now).max(1))
     }
 
     fn place(&self, id: &HolderId) -> Option<usize> {
-        self.queue
-            .iter()
-            .position(|waiter| waiter.request.id == *id)
+        self.queue.iter().position(|waiter| waiter.request.id == *id)
     }
 
     pub(super) fn leave(&mut self, id: &HolderId) {
@@ -123,24 +108,12 @@ impl Model {
             return;
         };
         let refresh = record.refresh();
-        self.queue
-            .retain(|waiter| waiter.request.id != request.id || !waiter.gone(now));
-        if !self
-            .queue
-            .iter()
-            .any(|waiter| waiter.request.id == request.id)
-        {
+        self.queue.retain(|waiter| waiter.request.id != request.id || !waiter.gone(now));
+        if !self.queue.iter().any(|waiter| waiter.request.id == request.id) {
             record.seq = (record.seq + 1).max(now * 1000);
             let (request, seq) = (request.clone(), record.seq);
-            self.queue.push(Waiter {
-                request,
-                seq,
-                deadline: None,
-                refresh: None,
-                delegated,
-            });
-            self.queue
-                .sort_by_key(|w| (std::cmp::Reverse(w.request.priority), w.seq));
+            self.queue.push(Waiter { request, seq, deadline: None, refresh: None, delegated });
+            self.queue.sort_by_key(|w| (std::cmp::Reverse(w.request.priority), w.seq));
         }
         if let Some(at) = self.place(&request.id) {
             self.queue[at].deadline = match request.wait {
@@ -172,9 +145,7 @@ impl Model {
                 let token = record.next_token(gate.epoch)?;
                 let (state, expires) = match (mine, waiter.deadline) {
                     (true, _) => (HoldState::Held, record.lease_end(now, now, now)),
-                    (false, Some(deadline)) => {
-                        (HoldState::Offer, deadline.min(now + record.refresh()))
-                    }
+                    (false, Some(deadline)) => (HoldState::Offer, deadline.min(now + record.refresh())),
                     (false, None) => (HoldState::Offer, now + record.refresh()),
                 };
                 let grant = record.add(&waiter.request, token, state, expires, now);
@@ -195,13 +166,9 @@ impl Model {
         match record.hold(id).map(|hold| hold.state) {
             None if ended.is_some() => Renewed::Lost,
             None => Renewed::NotHeld,
-            Some(HoldState::Pinned) => record
-                .extend(id, HoldState::Pinned, now)
-                .map_or(Renewed::Lost, Renewed::Held),
+            Some(HoldState::Pinned) => record.extend(id, HoldState::Pinned, now).map_or(Renewed::Lost, Renewed::Held),
             Some(_) if sealed => Renewed::Lost,
-            Some(_) => record
-                .extend(id, HoldState::Held, now)
-                .map_or(Renewed::Lost, Renewed::Held),
+            Some(_) => record.extend(id, HoldState::Held, now).map_or(Renewed::Lost, Renewed::Held),
         }
     }
 
@@ -257,11 +224,7 @@ impl Model {
 
     pub(super) fn leave_for_good(&mut self, id: &HolderId, how: Ended, now: i64) {
         self.leave(id);
-        if let Some(record) = self
-            .record
-            .as_mut()
-            .filter(|record| record.ended(id, now).is_none())
-        {
+        if let Some(record) = self.record.as_mut().filter(|record| record.ended(id, now).is_none()) {
             record.remember(id.clone(), how, now);
         }
         self.promote(None);

@@ -90,6 +90,7 @@ async fn every_other_value_out_of_its_bounds_is_refused() {
             (held_by("Job", json!({})), r#"supported values: "Pod""#),
             (held_by("Pod", json!({"apiGroup": "apps"})), r#"supported values: """#),
             (held_by("Pod", json!({"uid": ""})), "should be at least 1 chars long"),
+            (held_by("Pod", json!({"name": ""})), "should be at least 1 chars long"),
             (held_by("Pod", json!({"uid": "u".repeat(65)})), "may not be more than 64"),
             (held_by("Pod", json!({"name": "p".repeat(254)})), "may not be more than 253"),
             (spec(json!({"holderRef": {"kind": "Pod", "name": "p"}})), "spec.holderRef.uid: Required value"),

@@ -35,6 +35,9 @@ pub(crate) enum Step {
     Promoted,
 }
 
+/// The UID of the `LockStore` of every sequence; another install has another.
+pub(crate) const STORE: &str = "store";
+
 /// How long a promotion takes: longer than an old look at the replication is believed.
 pub(crate) const PROMOTION_MS: i64 = 1000;
 

@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use leasehold::lease::{Acquired, FencingToken, Grant, HolderId, Mode, Released, Renewed};
-use leasehold::store::{Hold, HoldState, Inspection, Provision, Provisioned};
+use leasehold::lease::{Acquired, Epoch, FencingToken, Grant, HolderId, Mode, Released, Renewed};
+use leasehold::store::{Hold, HoldState, Inspection, Provision, Provisioned, Remembered};
 
-use super::answers::{Answer, Step};
+use super::answers::{Answer, STORE, Step};
 
 /// A hold that somebody believes in.
 #[derive(Debug, Clone)]
@@ -22,9 +22,10 @@ struct Belief {
 pub(crate) struct Checker {
     believed: BTreeMap<HolderId, Belief>,
     highest: i64,
-    /// A record was made anew below tokens already granted, and no higher epoch has been opened since: whoever
-    /// drives the store broke its rules, and tokens repeat.
+    /// The record was made anew below tokens already granted: without a higher epoch, whoever drives the store
+    /// has broken its rules, and tokens repeat.
     unfounded: bool,
+    opened: Epoch,
     arrivals: BTreeMap<HolderId, (Reverse<i32>, u64)>,
     arrived: u64,
     /// Losses of the record that were made good by the rules, so that beliefs went on.
@@ -93,14 +94,15 @@ impl Checker {
 
     /// Beliefs outlive a lost record only where the new one was made by the rules: quarantine for direct holds,
     /// pinned ones put back.
-    fn recover(&mut self, Seen { step, answer, now, .. }: &Seen<'_>) {
+    fn recover(&mut self, Seen { step, answer, after, now, .. }: &Seen<'_>) {
         match (step, answer) {
             (Step::Provision(_, provision), Answer::Provisioned(Ok(done)))
-            | (Step::Restore(_, provision, _), Answer::Restored(Ok(done))) => self.remade(provision, done, *now),
-            (Step::Open(_, opening), Answer::Opened(Ok(())))
-                if FencingToken::new(self.highest).is_some_and(|token| token.epoch() < opening.epoch) =>
-            {
-                self.unfounded = false;
+            | (Step::Restore(_, provision, _), Answer::Restored(Ok(done))) => {
+                self.remade(provision, done, *now);
+                self.put_back(provision, *after);
+            }
+            (Step::Open(reign, opening), Answer::Opened(Ok(()))) => {
+                self.opened = if reign.uid == STORE { opening.epoch } else { Epoch::default() };
             }
             (Step::Purge(..), Answer::Purged(Ok(()))) if !self.believed.is_empty() => {
                 self.violations.push(format!("purged while {:?} are believed", self.believed));
@@ -113,16 +115,26 @@ impl Checker {
         let put_back = |id: &HolderId| provision.holds.iter().any(|hold| hold.id == *id);
         let pinned_are_back =
             self.believed.iter().filter(|(_, belief)| belief.until.is_none()).all(|(id, _)| put_back(id));
-        if done.fresh {
-            self.unfounded |= provision.token_floor < self.highest;
-            if !pinned_are_back || provision.quarantine < self.longest_belief(now) {
-                self.believed.clear();
-            } else if !self.believed.is_empty() {
-                self.recoveries += 1;
-            }
+        if !done.fresh {
+            return;
         }
-        for hold in &provision.holds {
-            self.believed.insert(hold.id.clone(), Belief { mode: hold.mode, until: None });
+        self.unfounded = provision.token_floor < self.highest;
+        if !pinned_are_back || provision.quarantine < self.longest_belief(now) {
+            self.believed.clear();
+        } else if !self.believed.is_empty() {
+            self.recoveries += 1;
+        }
+    }
+
+    fn put_back(&mut self, provision: &Provision, after: Option<&Inspection>) {
+        for Remembered { id, .. } in &provision.holds {
+            let hold = after.and_then(|record| record.holds.iter().find(|hold| hold.id == *id));
+            match hold.filter(|hold| hold.state == HoldState::Pinned) {
+                Some(hold) => {
+                    self.believed.insert(id.clone(), Belief { mode: hold.mode, until: None });
+                }
+                None => self.violations.push(format!("{id:?} was not put back")),
+            }
         }
     }
 
@@ -142,10 +154,11 @@ impl Checker {
     }
 
     fn check_token(&mut self, token: i64) {
-        if token <= self.highest && !self.unfounded {
+        let epoch = FencingToken::new(self.highest).map_or(Epoch::MAX, FencingToken::epoch);
+        if token <= self.highest && (!self.unfounded || self.opened > epoch) {
             self.violations.push(format!("I2: token {token} after {}", self.highest));
         }
-        (self.highest, self.unfounded) = (token, self.unfounded && token <= self.highest);
+        (self.highest, self.unfounded) = (token, false);
     }
 
     /// `older`: the holds in the record with lower tokens, those granted in the same step among them.

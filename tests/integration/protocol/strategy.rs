@@ -1,0 +1,265 @@
+//! Which steps are tried, and how often: biased so that every outcome comes.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use leasehold::lease::{Acquired, Epoch, HolderId, Mode, Request, Wait};
+use leasehold::store::model::Reign;
+use leasehold::store::{HoldState, Inspection, Opening, Provision, Remembered};
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::strategy::Union;
+
+use super::answers::{Answer, STORE, Step};
+use super::world::{PROCESSES, Plan, World, id};
+
+type Steps = Vec<(u32, BoxedStrategy<Step>)>;
+
+const LEASES_MS: [u64; 6] = [60, 1_000, 5_000, 15_000, 20_000, 61_000];
+
+/// One in four at the highest epochs, one in four where an epoch's tokens end.
+pub(crate) fn plan() -> BoxedStrategy<Plan> {
+    let epoch = prop_oneof![3 => 1..5_i64, 1 => Epoch::MAX.get() - 6..=Epoch::MAX.get()];
+    let epoch = epoch.prop_map(|epoch| Epoch::new(epoch).expect("an epoch"));
+    let left = prop_oneof![3 => Just(None), 1 => (0..6_i64).prop_map(Some)];
+    (epoch, left, prop::bool::weighted(0.95), 1..4_u32, select(&LEASES_MS[..]))
+        .prop_map(|(epoch, tokens_left, guided, permits, lease)| {
+            let lease = Duration::from_millis(lease);
+            Plan { epoch, tokens_left, guided, permits, lease }
+        })
+        .boxed()
+}
+
+/// The steps that may follow.
+pub(crate) fn steps(world: &World) -> BoxedStrategy<Step> {
+    if let Some(step) = world.beginning() {
+        return Just(step).boxed();
+    }
+    let record = world.model.inspect();
+    let mut steps = workload(world);
+    steps.extend(delegated(world, record.as_ref()));
+    steps.extend(store(world, record.as_ref()));
+    steps.extend(lock(world, record.as_ref()));
+    steps.extend(events(world));
+    steps.push((200, time(world, record.as_ref())));
+    Union::new_weighted(steps).boxed()
+}
+
+fn wait() -> BoxedStrategy<Wait> {
+    let time = select(&[1, 100, 5_000, 60_000_u64][..]).prop_map(|ms| Wait::For(Duration::from_millis(ms)));
+    prop_oneof![2 => Just(Wait::No), 2 => Just(Wait::Forever), 3 => time].boxed()
+}
+
+fn mode() -> BoxedStrategy<Mode> {
+    prop_oneof![
+        8 => Just(Mode::Counted(1)),
+        2 => (2..6_u32).prop_map(Mode::Counted),
+        3 => Just(Mode::Shared),
+        3 => Just(Mode::Exclusive),
+    ]
+    .boxed()
+}
+
+fn fresh_request(world: &World) -> BoxedStrategy<Request> {
+    let id = id(world.next_id);
+    let priority = select(&[0, 0, 0, 0, 1, -1, i32::MAX, i32::MIN][..]);
+    let who = select(&[("pod/a", Some("uid-a")), ("claim/ü b", None), ("", None)][..]);
+    (mode(), priority, wait(), who)
+        .prop_map(move |(mode, priority, wait, (identity, pod))| {
+            let (identity, pod_uid) = (identity.to_owned(), pod.map(str::to_owned));
+            Request { id: id.clone(), mode, priority, wait, identity, pod_uid }
+        })
+        .boxed()
+}
+
+fn some_id(world: &World) -> BoxedStrategy<HolderId> {
+    let known = world.known_ids().into_iter().map(|(weight, id)| (weight, Just(id)));
+    Union::new_weighted(known.collect::<Vec<_>>()).boxed()
+}
+
+/// A request that was made before: by one that waits, or with an id that holds or has ended.
+fn old_request(world: &World) -> BoxedStrategy<Request> {
+    let waiting = world.model.waiting();
+    let changed = {
+        let world = world.clone();
+        (some_id(&world), wait()).prop_map(move |(id, wait)| world.again(id, wait)).boxed()
+    };
+    if waiting.is_empty() {
+        return changed;
+    }
+    let repeated = (select(waiting), prop::bool::weighted(0.1), wait()).prop_map(|(request, other, wait)| {
+        let wait = if other { wait } else { request.wait };
+        Request { wait, ..request }
+    });
+    prop_oneof![1 => changed, 3 => repeated].boxed()
+}
+
+fn workload(world: &World) -> Steps {
+    let many = (world.next_id..world.next_id + 70).map(id).collect::<Vec<_>>();
+    let ids = prop::collection::vec(some_id(world), 1..4);
+    vec![
+        (200, fresh_request(world).prop_map(Step::Acquire).boxed()),
+        (150, old_request(world).prop_map(Step::Acquire).boxed()),
+        (100, ids.prop_map(Step::Renew).boxed()),
+        (90, some_id(world).prop_map(Step::Release).boxed()),
+        (30, some_id(world).prop_map(Step::Cancel).boxed()),
+        (2, Just(Step::CancelMany(many)).boxed()),
+    ]
+}
+
+/// Mostly the controller that reigns, sometimes its predecessor or another install.
+fn reign(world: &World) -> BoxedStrategy<Reign> {
+    let own = world.reign();
+    let stale = Reign { term: own.term - 1, ..own.clone() };
+    let other = Reign { uid: "other".to_owned(), term: 1 };
+    prop_oneof![90 => Just(own), 6 => Just(stale), 1 => Just(other)].boxed()
+}
+
+fn delegated(world: &World, record: Option<&Inspection>) -> Steps {
+    let ids = |state: HoldState| -> Vec<HolderId> {
+        let holds = record.iter().flat_map(|record| &record.holds);
+        holds.filter(|hold| hold.state == state).map(|hold| hold.id.clone()).collect()
+    };
+    let mut steps = vec![
+        (60, (reign(world), fresh_request(world)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
+        (40, (reign(world), old_request(world)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
+        (30, (reign(world), some_id(world)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()),
+        (20, (reign(world), some_id(world)).prop_map(|(r, id)| Step::Free(r, id)).boxed()),
+    ];
+    for (weight, state) in [(60, HoldState::Offer), (20, HoldState::Held)] {
+        let ids = ids(state);
+        if !ids.is_empty() {
+            steps.push((weight, (reign(world), select(ids)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()));
+        }
+    }
+    let pinned = ids(HoldState::Pinned);
+    if !pinned.is_empty() {
+        steps.push((70, (reign(world), select(pinned)).prop_map(|(r, id)| Step::Free(r, id)).boxed()));
+    }
+    steps
+}
+
+fn opening(world: &World) -> BoxedStrategy<Opening> {
+    let right = world.opening(world.epoch);
+    let next = world.epoch.next().unwrap_or(Epoch::MAX);
+    let lower = Epoch::new(world.epoch.get() - 1).unwrap_or(world.epoch);
+    let epoch = prop_oneof![12 => Just(next), 5 => Just(world.epoch), 2 => Just(lower)];
+    (epoch, 0..20_u32)
+        .prop_map(move |(epoch, wrong)| {
+            let mut opening = Opening { epoch, ..right.clone() };
+            match wrong {
+                0 => opening.run_id = "another".to_owned(),
+                1 => opening.replid = "another".to_owned(),
+                _ => {}
+            }
+            opening
+        })
+        .boxed()
+}
+
+fn store(world: &World, record: Option<&Inspection>) -> Steps {
+    let next = Reign { term: world.term + 1, ..world.reign() };
+    let reigns = prop_oneof![9 => reign(world), 1 => Just(next)];
+    let closed = record.map_or(matches!(world.answer, Answer::Provisioned(Err(_))), |record| !record.gate_open);
+    let exhausted = matches!(world.answer, Answer::Acquired(Acquired::EpochExhausted));
+    let urgent = if closed || exhausted { 300 } else { 15 };
+    vec![
+        (30, reigns.clone().prop_map(Step::Heartbeat).boxed()),
+        (50, reign(world).prop_map(Step::Expire).boxed()),
+        (urgent, (reigns, opening(world)).prop_map(|(r, opening)| Step::Open(r, opening)).boxed()),
+    ]
+}
+
+fn provision(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Provision> {
+    let highest = world.token_floor();
+    let end = world.epoch.ceiling();
+    let uid = record.map_or("lock-1", |record| record.lock_uid.as_str()).to_owned();
+    let uid = prop_oneof![12 => Just(uid), 1 => Just("lock-1".to_owned()), 1 => Just("lock-2".to_owned())];
+    let generation = world.generation;
+    let generation = prop_oneof![5 => Just(generation), 3 => Just(generation + 1), 1 => Just(generation - 1)];
+    let lease = select(&LEASES_MS[..]).prop_map(Duration::from_millis);
+    let max_hold = select(&[None, None, None, Some(100), Some(20_000)][..]).prop_map(|ms| ms.map(Duration::from_millis));
+    let floor = prop_oneof![40 => Just(highest), 5 => Just(0), 1 => Just(end - 3), 1 => Just(end + 5)];
+    let ceiling = prop_oneof![3 => Just(None), 1 => Just(Some(end))];
+    let lock = (uid, generation, 1..5_u32, lease, max_hold);
+    (lock, floor, quarantine(world, record), ceiling, holds(world, record))
+        .prop_map(|((lock_uid, generation, permits, lease, max_hold), floor, quarantine, token_ceiling, holds)| {
+            let token_floor = floor.min((1 << 53) - 1);
+            Provision { lock_uid, generation, permits, lease, max_hold, token_floor, quarantine, token_ceiling, holds }
+        })
+        .boxed()
+}
+
+fn quarantine(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Duration> {
+    let right = world.checker.longest_belief(world.model.now);
+    let (rule, some) = if record.is_none() { (12, 1) } else { (0, 2) };
+    let some = (some, (1..8_000_u64).prop_map(Duration::from_millis).boxed());
+    Union::new_weighted(vec![(rule, Just(right).boxed()), (8, Just(Duration::ZERO).boxed()), some]).boxed()
+}
+
+fn holds(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Vec<Remembered>> {
+    let remembered = world.remembered.to_vec();
+    let (rule, none) = if record.is_none() { (9, 2) } else { (2, 9) };
+    let invented = {
+        let world = world.clone();
+        mode().prop_map(move |mode| world.invented(mode).into_iter().collect()).boxed()
+    };
+    let rule = (rule, Just(remembered).boxed());
+    Union::new_weighted(vec![rule, (none, Just(Vec::new()).boxed()), (1, invented)]).boxed()
+}
+
+fn lock(world: &World, record: Option<&Inspection>) -> Steps {
+    let uid = record.map_or("lock-1", |record| record.lock_uid.as_str()).to_owned();
+    let uid = prop_oneof![9 => Just(uid), 1 => Just("lock-3".to_owned())];
+    let sealed = record.is_some_and(|record| record.sealed);
+    let provisions = match record {
+        None => 250,
+        Some(_) if sealed => 80,
+        Some(_) => 40,
+    };
+    let (seals, purges) = if sealed { (10, 80) } else { (12, 12) };
+    let restored = (reign(world), provision(world, record), opening(world));
+    vec![
+        (provisions, (reign(world), provision(world, record)).prop_map(|(r, p)| Step::Provision(r, p)).boxed()),
+        (if record.is_none() { 80 } else { 20 }, restored.prop_map(|(r, p, o)| Step::Restore(r, p, o)).boxed()),
+        (seals, (reign(world), uid.clone()).prop_map(|(r, uid)| Step::Seal(r, uid)).boxed()),
+        (purges, (reign(world), uid).prop_map(|(r, uid)| Step::Purge(r, uid)).boxed()),
+    ]
+}
+
+fn events(world: &World) -> Steps {
+    let restarts = u32::from(world.restarts + 1 < PROCESSES) * 10;
+    vec![
+        (restarts, Just(Step::Restart).boxed()),
+        (if world.taken { 300 } else { 8 }, Just(Step::FlushAll).boxed()),
+        (8, Just(Step::LoseRecord).boxed()),
+        (8, Just(Step::ReloadLibrary).boxed()),
+        (8, Just(Step::Promoted).boxed()),
+    ]
+}
+
+/// Small steps, one back, steps to just before, at and after a deadline, and past everything.
+fn time(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Step> {
+    let some = |range: Range<i64>| range.prop_map(Step::Pass).boxed();
+    let quarantine = record.map_or(0, |record| record.quarantine);
+    let mut times: Steps = vec![(6, some(1..50)), (1, some(-9..0)), (1, some(900..9_000)), (2, some(10_001..70_000))];
+    if quarantine > 0 {
+        times.push((6, Just(Step::Pass(quarantine)).boxed()));
+    }
+    let now = world.model.now;
+    let deadlines: Vec<i64> = world.model.deadlines().into_iter().map(|at| at - now).collect();
+    if !deadlines.is_empty() {
+        let to_one = (select(deadlines), -1..=1_i64).prop_map(|(ms, off)| Step::Pass((ms + off).max(1)));
+        times.push((10, to_one.boxed()));
+    }
+    Union::new_weighted(times).boxed()
+}
+
+/// Whether shrinking has left a step possible.
+pub(crate) fn possible(world: &World, step: &Step) -> bool {
+    match step {
+        Step::Restart => world.restarts + 1 < PROCESSES,
+        Step::Claim(reign, _) => reign.uid != STORE || reign.term <= world.term,
+        _ => true,
+    }
+}
