@@ -110,6 +110,8 @@ pub mod reasons {
     pub const HOLDER_UNREACHABLE: &str = "HolderUnreachable";
     /// The claim's waitTimeoutSeconds have passed.
     pub const WAIT_TIMEOUT: &str = "WaitTimeout";
+    /// The lock is held, and the claim doesn't wait.
+    pub const BUSY: &str = "Busy";
     /// It has held for maxHoldSeconds.
     pub const MAX_HOLD_EXCEEDED: &str = "MaxHoldExceeded";
     /// Not finished: it waits or holds.

@@ -38,6 +38,8 @@ pub const GROUP: &str = "leasehold.dev";
 pub const VERSION: &str = "v1alpha1";
 /// Held by what must be cleaned up in Redis before it may go.
 pub const FINALIZER: &str = "leasehold.dev/finalizer";
+/// A label of each claim is this followed by the name of its lock, so that the claims of a lock can be listed.
+pub const LOCK_LABEL: &str = "lock.leasehold.dev/";
 /// The store of a lock that names none.
 pub const DEFAULT_STORE: &str = "default";
 /// The controller of a store that names none.

@@ -151,10 +151,6 @@ pub struct TlsSpec {
     /// A Secret of type kubernetes.io/tls (keys tls.crt and tls.key) with which the controller shows who it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_secret_ref: Option<SecretRef>,
-    /// The name that the server's certificate must carry. Absent: the host of its address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub server_name: Option<String>,
 }
 
 /// A Secret in the controller's own namespace.

@@ -39,6 +39,8 @@ use stores::{OpenStore, SharedStores, Stores};
 
 /// Objects of one kind looked at at the same time.
 const CONCURRENCY: u16 = 16;
+/// How long one look at an object may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(30);
 /// Refreshes of published expiries, a second, of the whole controller.
 const REFRESHES_PER_SECOND: f64 = 20.0;
 
@@ -87,6 +89,9 @@ pub enum Error {
         /// What was found.
         why: String,
     },
+    /// The API server or the store didn't answer.
+    #[error("a look took longer than {0:?}")]
+    Slow(Duration),
     /// A watch ended for good.
     #[error("the watch of {0} has ended")]
     WatchEnded(&'static str),
@@ -102,6 +107,7 @@ impl Error {
             Error::Store(error) => error.label(),
             Error::Name(_) => "name",
             Error::Superseded { .. } => "superseded",
+            Error::Slow(_) => "slow",
             Error::WatchEnded(_) => "watch",
             Error::TaskDied(_) => "task",
         }
@@ -122,7 +128,7 @@ struct Context {
     metrics: Arc<Metrics>,
     triggers: Triggers,
     memories: Mutex<HashMap<LockKey, Memory>>,
-    arrivals: Mutex<HashMap<ObjectRef<LockClaim>, usize>>,
+    arrivals: Mutex<(u64, HashMap<ObjectRef<LockClaim>, u64>)>,
 }
 
 impl Context {
@@ -144,14 +150,17 @@ impl Context {
     }
 
     /// In which order this process has seen the claims: finer than the seconds of their creation.
-    fn arrival(&self, claim: &LockClaim) -> usize {
+    fn arrival(&self, claim: &LockClaim) -> u64 {
         let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = arrivals.values().max().map_or(0, |last| last + 1);
-        *arrivals.entry(ObjectRef::from_obj(claim)).or_insert(next)
+        let (next, seen) = &mut *arrivals;
+        *seen.entry(ObjectRef::from_obj(claim)).or_insert_with(|| {
+            *next += 1;
+            *next
+        })
     }
 
     fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).remove(claim);
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).1.remove(claim);
         self.renewals.forget_claim(claim);
         self.pods.forget(claim);
     }
@@ -244,13 +253,17 @@ pub async fn run(
     }
 }
 
-/// A lock that has changed lets the claims look that wait for it.
 async fn lock_look(lock: Arc<DistributedLock>, ctx: Arc<Context>) -> Result<Action, Error> {
-    lock::reconcile(lock, ctx).await
+    in_time(lock::reconcile(lock, ctx)).await
 }
 
 async fn claim_look(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Result<Action, Error> {
-    claim::reconcile(claim, ctx).await
+    in_time(claim::reconcile(claim, ctx)).await
+}
+
+/// A look that hangs gives its place to others; whatever it has done, the next one goes on from there.
+async fn in_time(look: impl Future<Output = Result<Action, Error>>) -> Result<Action, Error> {
+    tokio::time::timeout(LOOK_LIMIT, look).await.unwrap_or(Err(Error::Slow(LOOK_LIMIT)))
 }
 
 fn on_error<K>(_: Arc<K>, error: &Error, ctx: Arc<Context>) -> Action {

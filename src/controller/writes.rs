@@ -6,7 +6,7 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::FINALIZER;
 
@@ -46,11 +46,16 @@ pub(super) async fn set_finalizer<K: Written>(api: &Api<K>, object: &K, present:
     if present {
         finalizers.push(FINALIZER.to_owned());
     }
-    let metadata = json!({
-        "resourceVersion": object.resource_version(),
-        "uid": object.uid(),
-        "finalizers": finalizers,
-    });
+    patch_metadata(api, object, json!({ "finalizers": finalizers })).await
+}
+
+/// Merges into the metadata; fails with a conflict if the object has changed since it was read.
+///
+/// # Errors
+/// What the API server or the connection says.
+pub(super) async fn patch_metadata<K: Written>(api: &Api<K>, object: &K, mut metadata: Value) -> kube::Result<K> {
+    metadata["resourceVersion"] = json!(object.resource_version());
+    metadata["uid"] = json!(object.uid());
     let patch = Patch::Merge(json!({ "metadata": metadata }));
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     api.patch(&object.name_any(), &params, &patch).await

@@ -207,6 +207,12 @@ impl Control {
         Ok(self.ask(FUNCTION, &cmd).await?.map(drop))
     }
 
+    /// Leaves the prefix to another `LockStore`. Its epochs stay used.
+    pub async fn leave(&self) -> Answer<()> {
+        const FUNCTION: &str = "leasehold1_leave";
+        Ok(self.ask(FUNCTION, &self.command(FUNCTION, &[])).await?.map(drop))
+    }
+
     /// Creates or changes a record, and puts back the delegated holds it lacks.
     pub async fn provision(&self, lock: &LockKey, provision: &Provision) -> Answer<Provisioned> {
         const FUNCTION: &str = "leasehold1_provision";

@@ -24,8 +24,9 @@ local HEARTBEAT_STALE_MS = 10000
 local LOOK_MS = 10               -- how long a look at INFO replication is believed
 
 -- Memory of this process alone: not saved, not replicated, empty after a restart or a reload.
--- store uid -> {epoch, term, replid, look, heartbeat}
-local gates = {}
+-- gates: store uid -> {epoch, replid, look, heartbeat}. terms: store uid -> the highest term seen; a FLUSHALL or a
+-- gate that closes leaves it alone.
+local gates, terms = {}, {}
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -495,7 +496,7 @@ local function release(keys, args)
     finish(l, 'r', now)
     return {'released'}
   end
-  if l.changed then promote(l, open_gate(l.h.store, now), now) end
+  promote(l, open_gate(l.h.store, now), now)
   return done(l, {l.ended and ENDED[l.ended] or 'not-held'})
 end
 
@@ -552,8 +553,7 @@ end
 local function refused(keys, args)
   local known = redis.call('HMGET', keys[1], 'uid', 'term')
   if known[1] and known[1] ~= args[1] then return {'store-in-use', known[1]} end
-  local gate = gates[args[1]]
-  local highest = math.max(tonumber(known[2] or 0), gate and gate.term or 0)
+  local highest = math.max(tonumber(known[2] or 0), terms[args[1]] or 0)
   if tonumber(args[2]) < highest then return {'stale-term', highest} end
   return nil
 end
@@ -578,9 +578,10 @@ local function heartbeat(keys, args)
   local now = now_ms()
   local known = redis.call('HMGET', keys[1], 'term', 'epoch')
   if known[1] ~= args[2] then redis.call('HSET', keys[1], 'uid', args[1], 'term', args[2]) end
+  terms[args[1]] = tonumber(args[2])
   local role, replid = replication()
   local gate = open_gate(args[1], now)
-  if gate then gate.heartbeat, gate.term = now, tonumber(args[2]) end
+  if gate then gate.heartbeat = now end
   return {'ok', now, run_id(), replid, role, gate and gate.epoch or 0, tonumber(known[2] or 0)}
 end
 
@@ -597,7 +598,16 @@ local function open(keys, args)
   local same = last[2] == args[4] and last[3] == args[5]
   if epoch < used or (epoch == used and last[1] and not same) then return {'stale-epoch', used} end
   redis.call('HSET', keys[1], 'uid', args[1], 'term', args[2], 'epoch', args[3], 'run_id', args[4], 'replid', args[5])
-  gates[args[1]] = {epoch = epoch, term = tonumber(args[2]), replid = replid, look = now, heartbeat = now}
+  gates[args[1]], terms[args[1]] = {epoch = epoch, replid = replid, look = now, heartbeat = now}, tonumber(args[2])
+  return {'ok'}
+end
+
+-- leave: store key; uid, term. The prefix is free for another LockStore; its epochs stay used.
+local function leave(keys, args)
+  local reply = refused(keys, args)
+  if reply then return reply end
+  redis.call('HDEL', keys[1], 'uid', 'term')
+  gates[args[1]], terms[args[1]] = nil, nil
   return {'ok'}
 end
 
@@ -693,7 +703,7 @@ local function pin(keys, args)
   if not l then return {'unprovisioned'} end
   local o = l.holder
   if not o then
-    if l.changed then promote(l, gate, now) end
+    promote(l, gate, now)
     return done(l, {'lost'})
   end
   if o.state ~= 'pinned' then
@@ -809,6 +819,7 @@ register('inspect', inspect, 'no-writes')
 register('version', function() return VERSION end, 'no-writes')
 register('heartbeat', heartbeat, 'allow-oom')
 register('open', open, 'allow-oom')
+register('leave', leave, 'allow-oom')
 register('provision', provision)
 register('restore', restore, 'allow-oom')
 register('claim', claim)

@@ -39,7 +39,6 @@ impl Waiter {
 #[derive(Debug, Clone, Copy)]
 struct Gate {
     epoch: Epoch,
-    term: i64,
     heartbeat: i64,
 }
 
@@ -58,6 +57,7 @@ pub struct Model {
     /// Identity of the process and of its data set.
     pub process: (String, String),
     gates: BTreeMap<String, Gate>,
+    terms: BTreeMap<String, i64>,
     store: StoreKey,
     record: Option<Record>,
     queue: Vec<Waiter>,
@@ -70,8 +70,8 @@ fn ms(time: Duration) -> i64 {
 impl Model {
     /// A process that has just started, without data.
     pub fn new(now: i64, process: (String, String)) -> Self {
-        let (gates, store) = (BTreeMap::new(), StoreKey::default());
-        Self { now, process, gates, store, record: None, queue: Vec::new() }
+        let (gates, terms, store) = (BTreeMap::new(), BTreeMap::new(), StoreKey::default());
+        Self { now, process, gates, terms, store, record: None, queue: Vec::new() }
     }
 
     /// The process ends and another starts, without data.
@@ -93,6 +93,7 @@ impl Model {
     /// The library is loaded again: its memory is gone.
     pub fn reload_library(&mut self) {
         self.gates.clear();
+        self.terms.clear();
     }
 
     /// The process was demoted and promoted again: it has its data and its memory, but its data set has another
@@ -112,6 +113,11 @@ impl Model {
 
     fn gate_of_record(&self) -> Option<Gate> {
         self.record.as_ref().and_then(|record| self.gates.get(&record.store)).copied()
+    }
+
+    /// Whether this process's gate of a store is open.
+    pub fn is_open(&self, uid: &str) -> bool {
+        self.gates.contains_key(uid)
     }
 
     /// As [`super::Store::inspect`].

@@ -6,8 +6,8 @@ mod lock;
 mod status;
 mod store;
 
-use kube::api::{Api, DynamicObject, Patch, PatchParams, ValidationDirective};
 use kube::CustomResourceExt;
+use kube::api::{Api, DynamicObject, Patch, PatchParams, ValidationDirective};
 use leasehold::api::{GROUP, VERSION};
 use serde_json::{Value, json};
 
@@ -36,7 +36,8 @@ impl Kind {
     /// The API server's answer to an apply: the object, or the message of its refusal.
     async fn apply(&self, name: &str, body: Value, dry_run: bool) -> Result<Value, String> {
         let name = format!("{}{name}", self.prefix);
-        let mut object = json!({"apiVersion": format!("{GROUP}/{VERSION}"), "kind": self.kind, "metadata": {"name": name}});
+        let mut object =
+            json!({"apiVersion": format!("{GROUP}/{VERSION}"), "kind": self.kind, "metadata": {"name": name}});
         object.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
         let mut params = PatchParams::apply("test");
         params.dry_run = dry_run;

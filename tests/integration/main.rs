@@ -1,3 +1,9 @@
 //! Tests against real servers, in one binary so that they share them.
 
+mod admission;
+mod controller;
 mod crds;
+mod protocol;
+#[path = "../support/mod.rs"]
+mod support;
+mod support_works;

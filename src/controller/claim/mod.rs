@@ -27,15 +27,17 @@ use kube::api::{DeleteParams, EvictParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
+use serde_json::json;
 use tracing::{debug, info};
 
 use super::renewals::Kept;
 use super::stores::{OpenStore, StoreState};
-use super::writes::{api_of, is_conflict, is_not_found, replace_status, set_finalizer};
+use super::writes::{api_of, is_conflict, is_not_found, patch_metadata, replace_status, set_finalizer};
 use super::{Context, Error};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{
-    ClaimedLock, DistributedLock, FINALIZER, HolderRef, LockClaim, LockClaimStatus, NodeUnreachablePolicy, time,
+    ClaimedLock, DistributedLock, FINALIZER, HolderRef, LOCK_LABEL, LockClaim, LockClaimStatus, NodeUnreachablePolicy,
+    time,
 };
 use crate::lease::{Acquired, Grant, HolderId, LockKey, Renewed, Request, Wait};
 use crate::store::{Control, Refusal, Remembered, StoreError};
@@ -179,6 +181,7 @@ impl Look {
         let state = lock.as_ref().and_then(|lock| ctx.stores.state(lock.store_name()));
         let (store, open) = match (&lock, state) {
             (None, _) => (Store::NoLock, None),
+            (Some(_), None) => (Store::Foreign, None),
             (Some(_), Some(StoreState::Ready(open))) => (Store::Open, Some(open)),
             (Some(_), _) => (Store::Closed, None),
         };
@@ -206,8 +209,11 @@ impl Look {
     async fn apply(&self, step: Step) -> Result<Next, Error> {
         match step {
             Step::AddFinalizer => {
-                let written = set_finalizer(&self.api(), &*self.claim, true).await?;
-                Ok(Next::Again(Box::new(written)))
+                let mut finalizers = self.claim.finalizers().to_vec();
+                finalizers.push(FINALIZER.to_owned());
+                let labels = json!({ (format!("{LOCK_LABEL}{}", self.key.name())): "" });
+                let metadata = json!({ "finalizers": finalizers, "labels": labels });
+                Ok(Next::Again(Box::new(patch_metadata(&self.api(), &*self.claim, metadata).await?)))
             }
             Step::Contend => self.contend().await,
             Step::Pin => self.pin().await,
@@ -297,8 +303,13 @@ impl Look {
                 self.wait(reasons::WAITING, "it waits for its turn", left).await
             }
             Acquired::Busy { .. } => {
-                let message = "the lock is held, and the claim doesn't wait (any longer)";
-                self.finish(reasons::WAIT_TIMEOUT, message).await
+                let at_once = self.claim.wait_timeout() == Some(Duration::ZERO);
+                let (reason, message) = if at_once {
+                    (reasons::BUSY, "the lock is held, and the claim doesn't wait")
+                } else {
+                    (reasons::WAIT_TIMEOUT, "it was not granted within waitTimeoutSeconds")
+                };
+                self.finish(reason, message).await
             }
             Acquired::Lost => self.next_attempt().await,
             Acquired::Unsatisfiable { permits } => {

@@ -87,6 +87,8 @@ pub(super) enum Store {
     NoLock,
     /// The lock's store can't be used now.
     Closed,
+    /// The lock's store is not one of ours.
+    Foreign,
 }
 
 /// Everything a decision needs.
@@ -141,7 +143,7 @@ pub(super) fn plan(claim: &LockClaim, facts: &Facts) -> Step {
         Stage::Finished => finished(claim, deleting, ours, facts.now),
         Stage::Releasing => Step::Free,
         Stage::Granted | Stage::Told => holding(claim, facts, deleting),
-        Stage::Waiting if deleting && !ours => Step::Rest(None),
+        Stage::Waiting if facts.store == Store::Foreign || deleting && !ours => Step::Rest(None),
         Stage::Waiting if deleting => Step::Withdraw,
         Stage::Waiting if !ours => Step::AddFinalizer,
         Stage::Waiting => waiting(claim, facts),
@@ -244,7 +246,7 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
         Store::NoLock => {
             Step::Wait(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name} yet; create it"))
         }
-        Store::Closed => Step::Wait(reasons::STORE_NOT_READY, "the lock's store is not Ready".into()),
+        Store::Closed | Store::Foreign => Step::Wait(reasons::STORE_NOT_READY, "the lock's store is not Ready".into()),
         Store::Open => Step::Contend,
     }
 }

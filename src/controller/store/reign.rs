@@ -32,6 +32,8 @@ use crate::store::{Control, Heartbeat, Refusal, StoreError};
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// A call that hangs is given up after so long; the next one connects again.
 const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// A status that can't be written holds up no heartbeat for longer.
+const REPORT_LIMIT: Duration = Duration::from_secs(3);
 /// How often a conflicting status write is decided again.
 const TRIES: u32 = 5;
 
@@ -68,7 +70,10 @@ impl From<Refusal> for Trouble {
         match refusal {
             Refusal::StoreInUse(uid) => Self::new(
                 reasons::STORE_IN_USE,
-                format!("another LockStore (UID {uid}) uses this Redis and keyPrefix; choose another keyPrefix"),
+                format!(
+                    "another LockStore (UID {uid}) uses this Redis and keyPrefix; choose another keyPrefix, or, if that store is gone for good, \
+                     delete the field uid of the hash KEYPREFIX:store in Redis"
+                ),
             ),
             Refusal::StaleTerm(term) => Self::superseded(term),
             other => Self::new(reasons::OPENING, other.to_string()),
@@ -330,8 +335,10 @@ impl Reign {
         if ready && self.listener.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
             self.listen();
         }
-        if let Err(trouble) = self.report(&object, ready, reason, &message).await {
-            warn!(store = self.name, message = trouble.message, "the status was not written");
+        match tokio::time::timeout(REPORT_LIMIT, self.report(&object, ready, reason, &message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(trouble)) => warn!(store = self.name, message = trouble.message, "the status was not written"),
+            Err(_) => warn!(store = self.name, "the status was not written: the API server doesn't answer"),
         }
     }
 
@@ -378,6 +385,7 @@ impl Reign {
         let locks = self.ctx.locks();
         let used = locks.iter().filter(|lock| lock.store_name() == self.name).count();
         if used == 0 {
+            self.leave(object).await;
             if object.finalizers().iter().any(|f| f == FINALIZER) {
                 set_finalizer(&self.api(), object, false).await?;
             }
@@ -385,6 +393,17 @@ impl Reign {
         }
         let message = format!("the store is being deleted and waits for {used} locks that use it; delete them");
         Ok(Trouble::new(reasons::IN_USE, message))
+    }
+
+    /// The prefix becomes free for another LockStore. A Redis that is gone is not waited for.
+    async fn leave(&mut self, object: &LockStore) {
+        let (Some(link), Some(term)) = (&self.link, self.term) else { return };
+        let control = Control::new(link.store.clone(), object.uid().unwrap_or_default(), term);
+        match control.leave().await {
+            Ok(Ok(())) => info!(store = self.name, "left the key prefix"),
+            Ok(Err(refusal)) => warn!(store = self.name, %refusal, "the key prefix stays taken"),
+            Err(error) => warn!(store = self.name, %error, "the key prefix stays taken"),
+        }
     }
 
     /// Listens to changes, and turns them into triggers, until the connection ends.

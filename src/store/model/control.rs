@@ -21,7 +21,7 @@ impl Model {
         if let Some(owner) = self.store.uid.as_ref().filter(|owner| **owner != reign.uid) {
             return Some(Refusal::StoreInUse(owner.clone()));
         }
-        let highest = self.store.term.max(self.gates.get(&reign.uid).map_or(0, |gate| gate.term));
+        let highest = self.store.term.max(self.terms.get(&reign.uid).copied().unwrap_or(0));
         (reign.term < highest).then_some(Refusal::StaleTerm(highest))
     }
 
@@ -44,8 +44,9 @@ impl Model {
         let now = self.now;
         self.store.uid = Some(reign.uid.clone());
         self.store.term = reign.term;
+        self.terms.insert(reign.uid.clone(), reign.term);
         let gate = self.gates.get_mut(&reign.uid).map(|gate| {
-            (gate.heartbeat, gate.term) = (now, reign.term);
+            gate.heartbeat = now;
             gate.epoch
         });
         let (run_id, replid) = self.process.clone();
@@ -74,7 +75,22 @@ impl Model {
         }
         let (uid, term, heartbeat) = (reign.uid.clone(), reign.term, self.now);
         self.store = StoreKey { uid: Some(uid.clone()), term, opened: Some((epoch, run_id, replid)) };
-        self.gates.insert(uid, Gate { epoch, term, heartbeat });
+        self.terms.insert(uid.clone(), term);
+        self.gates.insert(uid, Gate { epoch, heartbeat });
+        Ok(())
+    }
+
+    /// As [`crate::store::Control::leave`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn leave_prefix(&mut self, reign: &Reign) -> Result<(), Refusal> {
+        if let Some(refusal) = self.refused(reign) {
+            return Err(refusal);
+        }
+        (self.store.uid, self.store.term) = (None, 0);
+        self.gates.remove(&reign.uid);
+        self.terms.remove(&reign.uid);
         Ok(())
     }
 
@@ -125,7 +141,10 @@ impl Model {
     /// See [`Model::heartbeat`].
     pub fn claim(&mut self, reign: &Reign, request: &Request) -> Result<Acquired, Refusal> {
         self.admit(reign)?;
-        Ok(self.contend(request, true))
+        match self.contend(request, true) {
+            Acquired::GateClosed => Err(Refusal::GateClosed),
+            acquired => Ok(acquired),
+        }
     }
 
     /// As [`crate::store::Control::pin`].
@@ -135,16 +154,12 @@ impl Model {
     pub fn pin(&mut self, reign: &Reign, id: &HolderId) -> Result<Renewed, Refusal> {
         self.admit(reign)?;
         let now = self.now;
-        let before = self.record.as_ref().map_or(0, |record| record.holds.len());
         let Some(record) = self.load() else {
             return Ok(Renewed::Unprovisioned);
         };
-        let swept = record.holds.len() != before;
         match record.hold(id).map(|hold| (hold.state, grant_of(hold, now))) {
             None => {
-                if swept {
-                    self.promote(None);
-                }
+                self.promote(None);
                 Ok(Renewed::Lost)
             }
             Some((HoldState::Pinned, grant)) => Ok(Renewed::Held(grant)),

@@ -183,11 +183,9 @@ impl Model {
     /// As [`crate::store::Store::release`].
     pub fn release(&mut self, id: &HolderId) -> Released {
         let now = self.now;
-        let before = self.record.as_ref().map_or(0, |record| record.holds.len());
         let Some(record) = self.load() else {
             return Released::Unprovisioned;
         };
-        let swept = record.holds.len() != before;
         let ended = record.ended(id, now);
         match record.hold(id).map(|hold| hold.state) {
             Some(HoldState::Pinned) => return Released::Pinned,
@@ -195,11 +193,8 @@ impl Model {
                 self.finish(id, Ended::Released);
                 return Released::Released;
             }
-            None if swept => {
-                self.promote(None);
-            }
-            None => {}
-        }
+            None => self.promote(None),
+        };
         match ended {
             Some(Ended::Released) => Released::Released,
             Some(Ended::Expired) => Released::Lost,

@@ -74,6 +74,8 @@ async fn every_lock_out_of_its_bounds_is_refused() {
             (json!({"locks": [{"name": "a"}, {"name": "b"}]}), "must have at most 1 item"),
             (lock(json!({"name": "n".repeat(64)})), "may not be more than 63"),
             (lock(json!({"name": "Upper"})), "should match"),
+            (lock(json!({"name": ""})), "should be at least 1 chars long"),
+            (lock(json!({})), "name"),
             (lock(json!({"name": "a", "permits": 0})), "greater than or equal to 1"),
             (lock(json!({"name": "a", "permits": 10001})), "less than or equal to 10000"),
             (lock(json!({"name": "a", "mode": "Unknown"})), r#"supported values: "Shared", "Exclusive""#),

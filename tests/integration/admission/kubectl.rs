@@ -55,7 +55,11 @@ async fn stores_locks_and_claims_are_listed_by_the_name_of_the_project() {
     let claims = Kind::namespaced::<LockClaim>(&test);
     claims.create("c", json!({"spec": {"locks": [{"name": "l"}]}})).await;
     let names = test.kubectl("get leasehold -o name").await.unwrap();
-    for name in [&format!("lockstore.leasehold.dev/{}-s", test.name()), "distributedlock.leasehold.dev/l", "lockclaim.leasehold.dev/c"] {
+    for name in [
+        &format!("lockstore.leasehold.dev/{}-s", test.name()),
+        "distributedlock.leasehold.dev/l",
+        "lockclaim.leasehold.dev/c",
+    ] {
         assert!(names.lines().any(|line| line == name), "{name} is not in\n{names}");
     }
     let stores = test.kubectl("get lstore").await.unwrap();
@@ -83,7 +87,12 @@ async fn waiting_for_a_claim_ends_when_it_is_held_and_not_by_an_old_condition() 
 #[tokio::test]
 async fn a_field_that_does_not_exist_is_named() {
     let test = TestNamespace::new().await;
-    let refusal = test.kubectl_apply("apiVersion: leasehold.dev/v1alpha1\nkind: DistributedLock\nmetadata: {name: a}\nspec: {permit: 2}\n").await.unwrap_err();
+    let refusal = test
+        .kubectl_apply(
+            "apiVersion: leasehold.dev/v1alpha1\nkind: DistributedLock\nmetadata: {name: a}\nspec: {permit: 2}\n",
+        )
+        .await
+        .unwrap_err();
     assert!(refusal.contains(r#"unknown field "spec.permit""#), "{refusal}");
 }
 
@@ -92,7 +101,10 @@ async fn explain_tells_units_defaults_and_choices() {
     let test = TestNamespace::new().await;
     for (what, expected) in [
         ("dlock", "A lock that pods, Jobs and processes hold through a lease in Redis"),
-        ("dlock.spec", "leaseDurationSeconds <integer> Seconds after its last renewal until a holder that is gone loses the lock: 1 to 3600."),
+        (
+            "dlock.spec",
+            "leaseDurationSeconds <integer> Seconds after its last renewal until a holder that is gone loses the lock: 1 to 3600.",
+        ),
         ("dlock.spec.permits", "1 is a mutex, more make it a semaphore, up to 10000."),
         ("dlock.spec.nodeUnreachablePolicy", "ENUM: Keep Release"),
         ("dlock.status.fencingToken", "It rises with every grant and never falls"),

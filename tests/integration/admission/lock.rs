@@ -51,7 +51,10 @@ async fn every_value_out_of_its_bounds_is_refused() {
     let test = TestNamespace::new().await;
     Kind::namespaced::<DistributedLock>(&test)
         .refuses(&[
-            (json!({"leaseDurationSeconds": 0}), "spec.leaseDurationSeconds in body should be greater than or equal to 1"),
+            (
+                json!({"leaseDurationSeconds": 0}),
+                "spec.leaseDurationSeconds in body should be greater than or equal to 1",
+            ),
             (json!({"leaseDurationSeconds": 3601}), "should be less than or equal to 3600"),
             (json!({"permits": 0}), "spec.permits in body should be greater than or equal to 1"),
             (json!({"permits": 10001}), "should be less than or equal to 10000"),

@@ -60,7 +60,7 @@ async fn every_value_within_its_bounds_is_accepted() {
             spec(json!({"controllerName": "example.com/other"})),
             spec(json!({"auth": {"secretRef": {"name": "redis-auth"}}})),
             spec(json!({"tls": {}})),
-            spec(json!({"tls": {"caSecretRef": {"name": "ca"}, "clientSecretRef": {"name": "crt"}, "serverName": "redis"}})),
+            spec(json!({"tls": {"caSecretRef": {"name": "ca"}, "clientSecretRef": {"name": "crt"}}})),
             spec(json!({"minimumEpoch": 0})),
             spec(json!({"minimumEpoch": 2097151})),
             spec(json!({"allowedNamespaces": {}})),
@@ -93,15 +93,32 @@ async fn every_value_out_of_its_bounds_is_refused() {
             (spec(json!({"keyPrefix": ""})), "should be at least 1 chars long"),
             (spec(json!({"keyPrefix": "p".repeat(65)})), "may not be more than 64"),
             (spec(json!({"keyPrefix": "a{b}"})), "spec.keyPrefix in body should match"),
+            (spec(json!({"controllerName": ""})), "should be at least 1 chars long"),
             (spec(json!({"controllerName": "a b"})), "spec.controllerName in body should match"),
             (spec(json!({"controllerName": "c".repeat(254)})), "may not be more than 253"),
             (spec(json!({"auth": {}})), "spec.auth.secretRef: Required value"),
-            (spec(json!({"auth": {"secretRef": {"name": ""}}})), "should be at least 1 chars long"),
-            (spec(json!({"tls": {"serverName": ""}})), "should be at least 1 chars long"),
             (spec(json!({"minimumEpoch": -1})), "greater than or equal to 0"),
             (spec(json!({"minimumEpoch": 2097152})), "less than or equal to 2097151"),
         ])
         .await;
+}
+
+#[tokio::test]
+async fn every_reference_to_a_secret_has_a_name_within_its_bounds() {
+    let test = TestNamespace::new().await;
+    let stores = Kind::cluster::<LockStore>(&test);
+    let long = "n".repeat(254);
+    for (part, reference) in [("auth", "secretRef"), ("tls", "caSecretRef"), ("tls", "clientSecretRef")] {
+        let naming = |secret: Value| spec(json!({part: {reference: secret}}));
+        let required = format!("spec.{part}.{reference}.name: Required value");
+        stores
+            .refuses(&[
+                (naming(json!({})), &required),
+                (naming(json!({"name": ""})), "should be at least 1 chars long"),
+                (naming(json!({"name": long})), "may not be more than 253"),
+            ])
+            .await;
+    }
 }
 
 #[tokio::test]
@@ -134,10 +151,31 @@ async fn a_selector_is_there_when_it_is_asked_for_and_says_something() {
             (allowing("Selector", json!({"matchLabels": {}})), "a selector must not be empty"),
             (allowing("Selector", json!({"matchLabels": many})), "must have at most 16 items"),
             (allowing("Selector", json!({"matchLabels": {"a": "v".repeat(64)}})), "may not be more than 63"),
-            (allowing("Selector", json!({"matchLabels": {"k".repeat(318): "v"}})), "a label's key has 1 to 317 characters"),
+            (
+                allowing("Selector", json!({"matchLabels": {"k".repeat(318): "v"}})),
+                "a label's key has 1 to 317 characters",
+            ),
             (requiring("In", json!([])), values),
             (requiring("Exists", json!(["shop"])), values),
             (requiring("Unknown", json!([])), r#""In", "NotIn", "Exists", "DoesNotExist""#),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn every_requirement_of_a_selector_is_bounded() {
+    let test = TestNamespace::new().await;
+    let one = json!({"key": "team", "operator": "Exists"});
+    let requirements = |list: Value| allowing("Selector", json!({"matchExpressions": list}));
+    Kind::cluster::<LockStore>(&test)
+        .refuses(&[
+            (requirements(json!(vec![&one; 17])), "must have at most 16 items"),
+            (requirements(json!([{"operator": "Exists"}])), "key: Required value"),
+            (requirements(json!([{"key": "team"}])), "operator: Required value"),
+            (requirements(json!([{"key": "", "operator": "Exists"}])), "should be at least 1 chars long"),
+            (requirements(json!([{"key": "k".repeat(318), "operator": "Exists"}])), "may not be more than 317"),
+            (requiring("In", json!(vec!["v"; 17])), "must have at most 16 items"),
+            (requiring("In", json!(["v".repeat(64)])), "may not be more than 63"),
         ])
         .await;
 }
@@ -148,7 +186,10 @@ async fn controller_and_prefix_stay_and_the_rest_may_change() {
     let stores = Kind::cluster::<LockStore>(&test);
     stores.create("kept", json!({"spec": spec(json!({}))})).await;
     let changes = [
-        (json!({"controllerName": "example.com/other"}), "spec.controllerName: Invalid value: controllerName is immutable"),
+        (
+            json!({"controllerName": "example.com/other"}),
+            "spec.controllerName: Invalid value: controllerName is immutable",
+        ),
         (json!({"controllerName": null}), "spec.controllerName: Invalid value: controllerName is immutable"),
         (json!({"keyPrefix": "other"}), "spec.keyPrefix: Invalid value: keyPrefix is immutable"),
     ];

@@ -23,6 +23,7 @@ pub(crate) enum Step {
     Expire(Reign),
     Heartbeat(Reign),
     Open(Reign, Opening),
+    Leave(Reign),
     Provision(Reign, Provision),
     Restore(Reign, Provision, Opening),
     Seal(Reign, String),
@@ -57,6 +58,7 @@ pub(crate) enum Answer {
     Expired(Refusable<Vec<Due>>),
     Heartbeat(Refusable<Heartbeat>),
     Opened(Refusable<()>),
+    Left(Refusable<()>),
     Provisioned(Refusable<Provisioned>),
     Restored(Refusable<Provisioned>),
     Sealed(Refusable<Sealed>),
@@ -87,6 +89,7 @@ impl Step {
             Step::Expire(reign) => Answer::Expired(model.expire(reign).map(|due| vec![due])),
             Step::Heartbeat(reign) => Answer::Heartbeat(model.heartbeat(reign)),
             Step::Open(reign, opening) => Answer::Opened(model.open(reign, opening)),
+            Step::Leave(reign) => Answer::Left(model.leave_prefix(reign)),
             Step::Provision(reign, provision) => Answer::Provisioned(model.provision(reign, provision)),
             Step::Restore(reign, provision, to) => Answer::Restored(model.restore(reign, provision, to)),
             Step::Seal(reign, uid) => Answer::Sealed(model.seal(reign, uid)),
@@ -228,6 +231,7 @@ fn outcomes(answer: &Answer) -> (&'static str, Vec<&'static str>) {
         Answer::Expired(Err(refusal)) => ("expire", vec![of_refusal(refusal)]),
         Answer::Heartbeat(beat) => ("heartbeat", either(beat, |b| if b.gate.is_some() { "Open" } else { "Closed" })),
         Answer::Opened(opened) => ("open", either(opened, |()| "Done")),
+        Answer::Left(left) => ("leave", either(left, |()| "Done")),
         Answer::Provisioned(provisioned) => ("provision", either(provisioned, of_provisioned)),
         Answer::Restored(restored) => ("restore", either(restored, of_provisioned)),
         Answer::Sealed(sealed) => ("seal", either(sealed, |_| "Done")),
@@ -236,7 +240,7 @@ fn outcomes(answer: &Answer) -> (&'static str, Vec<&'static str>) {
 }
 
 /// Every outcome that a function can have.
-const POSSIBLE: [(&str, &str); 15] = [
+const POSSIBLE: [(&str, &str); 16] = [
     ("acquire", "Granted Queued Busy Lost Sealed GateClosed Unprovisioned Unsatisfiable EpochExhausted"),
     ("renew", "Held Lost NotHeld Unprovisioned"),
     ("release", "Released Lost Cancelled NotHeld Pinned Unprovisioned"),
@@ -250,6 +254,7 @@ const POSSIBLE: [(&str, &str); 15] = [
     ("expire", "In Nothing Unprovisioned StoreInUse StaleTerm GateClosed"),
     ("heartbeat", "Open Closed StoreInUse StaleTerm"),
     ("open", "Done StoreInUse StaleTerm OtherProcess StaleEpoch"),
+    ("leave", "Done StoreInUse StaleTerm"),
     ("provision", "Fresh Changed Tampered StoreInUse StaleTerm GateClosed"),
     ("restore", "Fresh Changed Tampered StoreInUse StaleTerm OtherProcess GateOpen"),
     ("seal", "Done OtherLock Unprovisioned StoreInUse StaleTerm GateClosed"),

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use leasehold::lease::{Acquired, Epoch, FencingToken, Grant, HolderId, Mode, Released, Renewed};
+use leasehold::lease::{Acquired, Epoch, FencingToken, Grant, HolderId, Mode, Released, Renewed, Request};
 use leasehold::store::{Hold, HoldState, Inspection, Provision, Provisioned, Remembered};
 
 use super::answers::{Answer, STORE, Step};
@@ -94,7 +94,7 @@ impl Checker {
 
     /// Beliefs outlive a lost record only where the new one was made by the rules: quarantine for direct holds,
     /// pinned ones put back.
-    fn recover(&mut self, Seen { step, answer, after, now, .. }: &Seen<'_>) {
+    fn recover(&mut self, Seen { step, answer, before, after, now }: &Seen<'_>) {
         match (step, answer) {
             (Step::Provision(_, provision), Answer::Provisioned(Ok(done)))
             | (Step::Restore(_, provision, _), Answer::Restored(Ok(done))) => {
@@ -104,7 +104,7 @@ impl Checker {
             (Step::Open(reign, opening), Answer::Opened(Ok(()))) => {
                 self.opened = if reign.uid == STORE { opening.epoch } else { Epoch::default() };
             }
-            (Step::Purge(..), Answer::Purged(Ok(()))) if !self.believed.is_empty() => {
+            (Step::Purge(..), Answer::Purged(Ok(()))) if before.is_some() && !self.believed.is_empty() => {
                 self.violations.push(format!("purged while {:?} are believed", self.believed));
             }
             _ => {}
@@ -138,8 +138,9 @@ impl Checker {
         }
     }
 
-    fn check_grants(&mut self, Seen { step, before, after, .. }: &Seen<'_>) {
-        let Some(after) = after else { return };
+    /// Only calls grant: a clock that steps back can bring a hold to light again that nobody has swept.
+    fn check_grants(&mut self, Seen { step, answer, before, after, .. }: &Seen<'_>) {
+        let Some(after) = after.filter(|_| **answer != Answer::None) else { return };
         let known = |hold: &Hold| {
             before.is_some_and(|b| b.holds.iter().any(|old| old.id == hold.id && old.token == hold.token))
         };
@@ -209,23 +210,17 @@ impl Checker {
     }
 
     /// I6: those that wait stand in the order of their priorities and, within one, of their arrival.
-    fn check_order(&mut self, Seen { step, after, .. }: &Seen<'_>) {
+    fn check_order(&mut self, Seen { step, before, after, .. }: &Seen<'_>) {
         let Some(after) = after else {
             self.arrivals.clear();
             return;
         };
-        let priority = match step {
-            Step::Acquire(request) | Step::Claim(_, request) => Some((&request.id, request.priority)),
-            _ => None,
-        };
         self.arrivals.retain(|id, _| after.waiters.iter().any(|(waiting, _)| waiting == id));
-        for (id, _) in &after.waiters {
-            match priority {
-                Some((asking, priority)) if asking == id && !self.arrivals.contains_key(id) => {
-                    self.arrived += 1;
-                    self.arrivals.insert(id.clone(), (Reverse(priority), self.arrived));
-                }
-                _ => {}
+        if let Step::Acquire(Request { id, priority, .. }) | Step::Claim(_, Request { id, priority, .. }) = step {
+            let waits = |record: &Inspection| record.waiters.iter().any(|(waiting, _)| waiting == id);
+            if waits(after) && !before.is_some_and(waits) {
+                self.arrived += 1;
+                self.arrivals.insert(id.clone(), (Reverse(*priority), self.arrived));
             }
         }
         let order: Vec<_> = after.waiters.iter().filter_map(|(id, _)| self.arrivals.get(id)).collect();

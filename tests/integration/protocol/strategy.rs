@@ -38,7 +38,7 @@ pub(crate) fn steps(world: &World) -> BoxedStrategy<Step> {
     let record = world.model.inspect();
     let mut steps = workload(world);
     steps.extend(delegated(world, record.as_ref()));
-    steps.extend(store(world, record.as_ref()));
+    steps.extend(store(world));
     steps.extend(lock(world, record.as_ref()));
     steps.extend(events(world));
     steps.push((200, time(world, record.as_ref())));
@@ -142,7 +142,7 @@ fn delegated(world: &World, record: Option<&Inspection>) -> Steps {
 fn opening(world: &World) -> BoxedStrategy<Opening> {
     let right = world.opening(world.epoch);
     let next = world.epoch.next().unwrap_or(Epoch::MAX);
-    let lower = Epoch::new(world.epoch.get() - 1).unwrap_or(world.epoch);
+    let lower = Epoch::new((world.epoch.get() - 1).max(1)).unwrap_or(world.epoch);
     let epoch = prop_oneof![12 => Just(next), 5 => Just(world.epoch), 2 => Just(lower)];
     (epoch, 0..20_u32)
         .prop_map(move |(epoch, wrong)| {
@@ -157,15 +157,16 @@ fn opening(world: &World) -> BoxedStrategy<Opening> {
         .boxed()
 }
 
-fn store(world: &World, record: Option<&Inspection>) -> Steps {
+fn store(world: &World) -> Steps {
     let next = Reign { term: world.term + 1, ..world.reign() };
     let reigns = prop_oneof![9 => reign(world), 1 => Just(next)];
-    let closed = record.map_or(matches!(world.answer, Answer::Provisioned(Err(_))), |record| !record.gate_open);
+    let closed = !world.model.is_open(STORE);
     let exhausted = matches!(world.answer, Answer::Acquired(Acquired::EpochExhausted));
     let urgent = if closed || exhausted { 300 } else { 15 };
     vec![
         (30, reigns.clone().prop_map(Step::Heartbeat).boxed()),
         (50, reign(world).prop_map(Step::Expire).boxed()),
+        (if world.taken { 30 } else { 6 }, reign(world).prop_map(Step::Leave).boxed()),
         (urgent, (reigns, opening(world)).prop_map(|(r, opening)| Step::Open(r, opening)).boxed()),
     ]
 }
@@ -178,7 +179,8 @@ fn provision(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Provis
     let generation = world.generation;
     let generation = prop_oneof![5 => Just(generation), 3 => Just(generation + 1), 1 => Just(generation - 1)];
     let lease = select(&LEASES_MS[..]).prop_map(Duration::from_millis);
-    let max_hold = select(&[None, None, None, Some(100), Some(20_000)][..]).prop_map(|ms| ms.map(Duration::from_millis));
+    let max_hold =
+        select(&[None, None, None, Some(100), Some(20_000)][..]).prop_map(|ms| ms.map(Duration::from_millis));
     let floor = prop_oneof![40 => Just(highest), 5 => Just(0), 1 => Just(end - 3), 1 => Just(end + 5)];
     let ceiling = prop_oneof![3 => Just(None), 1 => Just(Some(end))];
     let lock = (uid, generation, 1..5_u32, lease, max_hold);
@@ -192,9 +194,9 @@ fn provision(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Provis
 
 fn quarantine(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Duration> {
     let right = world.checker.longest_belief(world.model.now);
-    let (rule, some) = if record.is_none() { (12, 1) } else { (0, 2) };
-    let some = (some, (1..8_000_u64).prop_map(Duration::from_millis).boxed());
-    Union::new_weighted(vec![(rule, Just(right).boxed()), (8, Just(Duration::ZERO).boxed()), some]).boxed()
+    let rule = if record.is_none() { 12 } else { 1 };
+    let some = (1..8_000_u64).prop_map(Duration::from_millis);
+    prop_oneof![rule => Just(right), 8 => Just(Duration::ZERO), 2 => some].boxed()
 }
 
 fn holds(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Vec<Remembered>> {
@@ -204,8 +206,7 @@ fn holds(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Vec<Rememb
         let world = world.clone();
         mode().prop_map(move |mode| world.invented(mode).into_iter().collect()).boxed()
     };
-    let rule = (rule, Just(remembered).boxed());
-    Union::new_weighted(vec![rule, (none, Just(Vec::new()).boxed()), (1, invented)]).boxed()
+    prop_oneof![rule => Just(remembered), none => Just(Vec::new()), 1 => invented].boxed()
 }
 
 fn lock(world: &World, record: Option<&Inspection>) -> Steps {
@@ -228,14 +229,16 @@ fn lock(world: &World, record: Option<&Inspection>) -> Steps {
 }
 
 fn events(world: &World) -> Steps {
-    let restarts = u32::from(world.restarts + 1 < PROCESSES) * 10;
-    vec![
-        (restarts, Just(Step::Restart).boxed()),
+    let mut steps: Steps = vec![
         (if world.taken { 300 } else { 8 }, Just(Step::FlushAll).boxed()),
         (8, Just(Step::LoseRecord).boxed()),
         (8, Just(Step::ReloadLibrary).boxed()),
         (8, Just(Step::Promoted).boxed()),
-    ]
+    ];
+    if world.restarts + 1 < PROCESSES {
+        steps.push((10, Just(Step::Restart).boxed()));
+    }
+    steps
 }
 
 /// Small steps, one back, steps to just before, at and after a deadline, and past everything.
@@ -247,7 +250,9 @@ fn time(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Step> {
         times.push((6, Just(Step::Pass(quarantine)).boxed()));
     }
     let now = world.model.now;
-    let deadlines: Vec<i64> = world.model.deadlines().into_iter().map(|at| at - now).collect();
+    let mut deadlines: Vec<i64> = world.model.deadlines().into_iter().map(|at| at - now).collect();
+    deadlines.sort_unstable();
+    deadlines.dedup();
     if !deadlines.is_empty() {
         let to_one = (select(deadlines), -1..=1_i64).prop_map(|(ms, off)| Step::Pass((ms + off).max(1)));
         times.push((10, to_one.boxed()));
@@ -259,7 +264,6 @@ fn time(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Step> {
 pub(crate) fn possible(world: &World, step: &Step) -> bool {
     match step {
         Step::Restart => world.restarts + 1 < PROCESSES,
-        Step::Claim(reign, _) => reign.uid != STORE || reign.term <= world.term,
         _ => true,
     }
 }

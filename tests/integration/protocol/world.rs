@@ -162,8 +162,7 @@ impl World {
             (Step::Free(_, id), Answer::Freed(Ok(()))) => {
                 Arc::make_mut(&mut self.remembered).retain(|known| known.id != *id);
             }
-            (Step::Provision(_, p), Answer::Provisioned(Ok(_)))
-            | (Step::Restore(_, p, _), Answer::Restored(Ok(_))) => {
+            (Step::Provision(_, p), Answer::Provisioned(Ok(_))) | (Step::Restore(_, p, _), Answer::Restored(Ok(_))) => {
                 p.holds.iter().for_each(|hold| self.write_down(&hold.id));
             }
             _ => {}

@@ -1,0 +1,4 @@
+//! The controller against a real API server and a real Redis.
+
+mod claims;
+mod fixture;

@@ -1,0 +1,1 @@
+//! Seeded faults: the machine catches each.

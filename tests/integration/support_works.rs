@@ -1,0 +1,211 @@
+//! The servers that other tests rely on do what those believe, and leave nothing behind.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use kube::api::{ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, ResourceExt};
+use rstest::rstest;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::support::{ControlPlane, LIMIT, PodActor, RedisServer, TestNamespace, containers_terminated, wait_for};
+
+const SOON: Duration = Duration::from_millis(500);
+
+fn a_config_map(name: &str) -> ConfigMap {
+    serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
+}
+
+async fn as_controller(plane: &ControlPlane) -> Client {
+    let file = Kubeconfig::read_from(plane.kubeconfig("controller")).unwrap();
+    Client::try_from(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn writes_are_counted_by_user_and_reads_are_not() {
+    let test = TestNamespace::new().await;
+    let maps: Api<ConfigMap> = Api::namespaced(as_controller(test.plane()).await, test.name());
+    test.api::<ConfigMap>().create(&PostParams::default(), &a_config_map("by-the-test")).await.unwrap();
+    maps.create(&PostParams::default(), &a_config_map("written")).await.unwrap();
+    maps.create(&PostParams::default(), &a_config_map("written")).await.unwrap_err();
+    maps.list(&ListParams::default()).await.unwrap();
+    let writes = wait_for("two writes are in the audit log", LIMIT, async || {
+        let mut writes = test.plane().controller_writes();
+        writes.retain(|write| write.namespace == test.name());
+        (writes.len() == 2).then_some(writes)
+    });
+    let writes = writes.await;
+    assert!(writes.iter().all(|write| (write.verb.as_str(), write.resource.as_str()) == ("create", "configmaps")));
+    assert_eq!(writes.iter().map(|write| write.code).collect::<Vec<_>>(), [201, 409]);
+    assert!(writes[0].name == "written" && writes[0].time <= writes[1].time);
+}
+
+#[tokio::test]
+async fn the_api_server_is_stopped_paused_and_back_with_its_data() {
+    let plane = ControlPlane::start().await;
+    let maps: Api<ConfigMap> = Api::namespaced(plane.client().await, "default");
+    maps.create(&PostParams::default(), &a_config_map("kept")).await.unwrap();
+
+    plane.stop_apiserver();
+    maps.get("kept").await.unwrap_err();
+    plane.start_apiserver().await;
+    assert_eq!(maps.get("kept").await.unwrap().name_any(), "kept");
+
+    plane.pause_apiserver();
+    assert!(tokio::time::timeout(SOON, maps.get("kept")).await.is_err());
+    plane.resume_apiserver();
+    wait_for("an answer", LIMIT, async || maps.get("kept").await.ok()).await;
+}
+
+#[tokio::test]
+async fn what_belongs_to_a_pod_is_collected_after_it() {
+    let test = TestNamespace::new().await;
+    let pods = PodActor::new(test.client(), test.name());
+    let pod = pods.run("owner", "Never", None).await;
+    let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": pod.name_any(), "uid": pod.uid()});
+    let mut map = a_config_map("owned");
+    map.metadata.owner_references = Some(vec![serde_json::from_value(owner).unwrap()]);
+    test.api::<ConfigMap>().create(&PostParams::default(), &map).await.unwrap();
+    test.kubectl("delete pod owner").await.unwrap();
+    test.gone::<ConfigMap>("owned", LIMIT).await;
+}
+
+#[tokio::test]
+async fn a_namespace_can_be_deleted() {
+    let test = TestNamespace::new().await;
+    test.delete().await;
+    let namespaces: Api<Namespace> = Api::all(test.client());
+    let gone = async || namespaces.get_opt(test.name()).await.is_ok_and(|found| found.is_none()).then_some(());
+    wait_for("the namespace is gone", LIMIT, gone).await;
+}
+
+#[tokio::test]
+async fn a_pod_shows_what_a_kubelet_would_report() {
+    let test = TestNamespace::new().await;
+    let pods = PodActor::new(test.client(), test.name());
+    let running = pods.run("worker", "Never", Some("a-node")).await;
+    assert_eq!(running.status.unwrap().phase.as_deref(), Some("Running"));
+    pods.report("worker", containers_terminated(3)).await;
+    let ended: Pod = pods.api().get("worker").await.unwrap();
+    let state = ended.status.unwrap().container_statuses.unwrap().remove(0).state.unwrap();
+    assert_eq!(state.terminated.map(|ended| ended.exit_code), Some(3));
+    assert!(state.running.is_none());
+}
+
+#[tokio::test]
+async fn redis_is_killed_and_back_on_its_port_with_or_without_its_data() {
+    let options = ["--requirepass", "secret", "--appendonly", "yes", "--appendfsync", "always"];
+    let mut redis = RedisServer::with(&options).await;
+    let port = redis.port();
+    redis.send::<()>("SET key value").await;
+
+    redis.kill();
+    redis.try_send::<String>("PING").await.unwrap_err();
+    redis.restart().await;
+    assert_eq!(redis.send::<Option<String>>("GET key").await.as_deref(), Some("value"));
+
+    redis.kill_and_wipe();
+    redis.restart().await;
+    assert_eq!((redis.send::<Option<String>>("GET key").await, redis.port()), (None, port));
+}
+
+#[tokio::test]
+async fn a_paused_redis_answers_when_it_is_resumed() {
+    let redis = RedisServer::start().await;
+    redis.process().pause();
+    assert!(tokio::time::timeout(SOON, redis.try_send::<String>("PING")).await.is_err());
+    redis.process().resume();
+    redis.send::<String>("PING").await;
+}
+
+#[tokio::test]
+async fn a_panic_leaves_nothing_behind() {
+    let redis = RedisServer::start().await;
+    let (pid, folder) = (redis.process().pid(), redis.folder().to_owned());
+    assert!(!is_gone(pid) && folder.exists());
+    let test = std::thread::spawn(move || {
+        let _redis = redis;
+        panic!("as a failing test does");
+    });
+    test.join().unwrap_err();
+    assert!(is_gone(pid) && !folder.exists());
+}
+
+#[rstest]
+#[case::killed(Signal::KILL)]
+#[case::interrupted(Signal::INT)]
+#[case::asked_to_end(Signal::TERM)]
+#[tokio::test]
+async fn an_owner_that_ends_by_a_signal_leaves_nothing_behind(#[case] signal: Signal) {
+    let mut owner = Owner::start();
+    assert!(owner.pids.len() == 4 && owner.pids.iter().all(|pid| !is_gone(*pid)), "{:?}", owner.pids);
+    assert!(owner.folders.len() == 2 && owner.folders.iter().all(|folder| Path::new(folder).exists()));
+    kill_process(Pid::from_child(&owner.process), signal).unwrap();
+    owner.process.wait().unwrap();
+    let gone = async || {
+        let ended = owner.pids.iter().all(|pid| is_gone(*pid));
+        (ended && owner.folders.iter().all(|folder| !Path::new(folder).exists())).then_some(())
+    };
+    wait_for("its servers and folders are gone", LIMIT, gone).await;
+}
+
+/// This test binary, running [`owns_servers_until_it_is_killed`].
+struct Owner {
+    process: Child,
+    pids: Vec<u32>,
+    folders: Vec<String>,
+}
+
+impl Owner {
+    /// Returns when its servers run.
+    fn start() -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "support_works::owns_servers_until_it_is_killed", "--ignored", "--nocapture"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut pids, mut folders) = (Vec::new(), Vec::new());
+        for line in BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok) {
+            match line.split_once(' ') {
+                Some(("pid", pid)) => pids.push(pid.parse().unwrap()),
+                Some(("folder", folder)) => folders.push(folder.to_owned()),
+                _ if line == "started" => break,
+                _ => {}
+            }
+        }
+        Self { process, pids, folders }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+#[tokio::test]
+#[ignore = "run by an_owner_that_ends_by_a_signal_leaves_nothing_behind, as a process of its own"]
+async fn owns_servers_until_it_is_killed() {
+    let (plane, redis) = (ControlPlane::start().await, RedisServer::start().await);
+    println!();
+    for pid in plane.pids().into_iter().chain([redis.process().pid()]) {
+        println!("pid {pid}");
+    }
+    for folder in [plane.folder(), redis.folder()] {
+        println!("folder {}", folder.display());
+    }
+    println!("started");
+    tokio::time::sleep(LIMIT).await;
+}
+
+/// A process that nobody has waited for yet is gone, too.
+fn is_gone(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+}

@@ -1,0 +1,120 @@
+//! Our controller, as a process of the real binary.
+
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use super::{ControlPlane, LIMIT, Process, Scratch, eventually, free_port};
+
+/// What a controller is started with.
+#[derive(Debug, Clone)]
+pub(crate) struct ControllerOptions {
+    pub(crate) binary: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) namespace: String,
+    pub(crate) controller_name: Option<String>,
+    pub(crate) redis_address: Option<String>,
+    pub(crate) password_secret: Option<String>,
+    pub(crate) key_prefix: Option<String>,
+    pub(crate) store_name: Option<String>,
+}
+
+impl ControllerOptions {
+    /// As the controller's user; `binary` is the leasehold binary.
+    pub(crate) fn new(binary: impl Into<PathBuf>, plane: &ControlPlane) -> Self {
+        Self {
+            binary: binary.into(),
+            kubeconfig: plane.kubeconfig("controller"),
+            namespace: "leasehold-system".into(),
+            controller_name: None,
+            redis_address: None,
+            password_secret: None,
+            key_prefix: None,
+            store_name: None,
+        }
+    }
+
+    fn args(&self, admin_port: u16) -> Vec<String> {
+        let Self { binary: _, kubeconfig, namespace, controller_name, redis_address, .. } = self;
+        let mut args = vec!["controller".to_owned(), format!("--admin-address=127.0.0.1:{admin_port}")];
+        args.push(format!("--kubeconfig={}", kubeconfig.display()));
+        args.push(format!("--namespace={namespace}"));
+        let flags = [
+            ("controller-name", controller_name),
+            ("redis-address", redis_address),
+            ("redis-password-secret", &self.password_secret),
+            ("key-prefix", &self.key_prefix),
+            ("store-name", &self.store_name),
+        ];
+        args.extend(flags.iter().filter_map(|(flag, value)| value.as_ref().map(|value| format!("--{flag}={value}"))));
+        args
+    }
+}
+
+/// A running controller.
+pub(crate) struct Controller {
+    options: ControllerOptions,
+    admin_port: u16,
+    process: Option<Process>,
+    scratch: Scratch,
+}
+
+impl Controller {
+    /// Starts one and waits until it says that it is ready.
+    pub(crate) async fn start(options: ControllerOptions) -> Self {
+        let scratch = Scratch::new("controller");
+        let mut controller = Self { options, admin_port: free_port(), process: None, scratch };
+        controller.restart().await;
+        controller
+    }
+
+    /// Starts it (again).
+    pub(crate) async fn restart(&mut self) {
+        self.process = None;
+        let (log, lifeline) = (self.scratch.append("log"), self.scratch.lifeline());
+        let binary = self.options.binary.display().to_string();
+        self.process = Some(Process::start(&binary, &self.options.args(self.admin_port), |command| {
+            command.env("RUST_LOG", "info,leasehold=debug").env("RUST_BACKTRACE", "0").stdin(lifeline).stderr(log);
+        }));
+        let ready = eventually(LIMIT, async || self.get("/readyz").await.filter(|(code, _)| *code == 200)).await;
+        assert!(ready.is_some(), "the controller is not ready:\n{}", self.logs());
+    }
+
+    pub(crate) fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("it runs")
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Asks it to end, and waits.
+    pub(crate) fn stop(&mut self) -> Option<ExitStatus> {
+        self.process.take().and_then(|mut process| process.stop(Duration::from_secs(10)))
+    }
+
+    /// Everything that it has logged.
+    pub(crate) fn logs(&self) -> String {
+        std::fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default()
+    }
+
+    /// Code and body of what it serves; `None`: no answer.
+    pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let address = format!("127.0.0.1:{}", self.admin_port);
+        let get = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let answer = tokio::task::spawn_blocking(move || exchange(&address, &get)).await.ok()??;
+        let code = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((code, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+}
+
+fn exchange(address: &str, request: &str) -> Option<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}

@@ -1,0 +1,25 @@
+//! Real servers for tests, the demo and the benchmarks: started on free ports, stopped with whoever started them,
+//! also when that is killed.
+
+#![allow(dead_code, reason = "each target uses its part")]
+
+mod control_plane;
+mod controller;
+mod namespace;
+mod pods;
+mod process;
+mod redis_server;
+mod scratch;
+mod wait;
+
+#[allow(unused_imports, reason = "each target uses its part")]
+pub(crate) use {
+    control_plane::{AuditEntry, CONTROLLER_USER, ControlPlane},
+    controller::{Controller, ControllerOptions},
+    namespace::TestNamespace,
+    pods::{PodActor, containers_terminated},
+    process::{Process, free_port},
+    redis_server::RedisServer,
+    scratch::Scratch,
+    wait::{LIMIT, eventually, wait_for},
+};

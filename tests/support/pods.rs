@@ -1,0 +1,74 @@
+//! Pods without a kubelet: the test plays its part by patching their status.
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+
+/// Makes pods of one namespace, and lets them live and end.
+pub(crate) struct PodActor {
+    api: Api<Pod>,
+    nodes: Api<Node>,
+}
+
+/// The status that a kubelet reports when the container has ended.
+pub(crate) fn containers_terminated(exit_code: i32) -> Value {
+    let state = json!({"terminated": {"exitCode": exit_code, "reason": "Error"}});
+    json!({"phase": "Running", "containerStatuses": [container(&state)]})
+}
+
+fn container(state: &Value) -> Value {
+    json!({"name": "main", "image": "none", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+}
+
+impl PodActor {
+    pub(crate) fn new(client: Client, namespace: &str) -> Self {
+        Self { api: Api::namespaced(client.clone(), namespace), nodes: Api::all(client) }
+    }
+
+    pub(crate) fn api(&self) -> &Api<Pod> {
+        &self.api
+    }
+
+    /// A pod that is bound to `node`, if one is given, and runs there.
+    pub(crate) async fn run(&self, name: &str, restart_policy: &str, node: Option<&str>) -> Pod {
+        let mut spec = json!({
+            "restartPolicy": restart_policy, "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "main", "image": "none"}],
+        });
+        if let Some(node) = node {
+            spec["nodeName"] = json!(node);
+        }
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec});
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        let pod = self.api.create(&PostParams::default(), &pod).await.expect("the pod is accepted");
+        if node.is_none() {
+            return pod;
+        }
+        let running = json!({"running": {}});
+        self.report(name, json!({"phase": "Running", "containerStatuses": [container(&running)]})).await
+    }
+
+    /// What a kubelet does: reports a status.
+    pub(crate) async fn report(&self, name: &str, status: Value) -> Pod {
+        let patch = Patch::Merge(json!({"status": status}));
+        self.api.patch_status(name, &PatchParams::default(), &patch).await.expect("the status is accepted")
+    }
+
+    /// Deletes it by force: gone at once, without a word about its containers.
+    pub(crate) async fn delete_by_force(&self, pod: &Pod) {
+        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        self.api.delete(&pod.name_any(), &now).await.expect("deleted");
+    }
+
+    /// A node, Ready or not. Nodes are not namespaced: give them the namespace's name.
+    pub(crate) async fn node(&self, name: &str, ready: bool) {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        let node: Node = serde_json::from_value(node).expect("a node");
+        self.nodes.create(&PostParams::default(), &node).await.expect("the node is accepted");
+        let status = if ready { "True" } else { "Unknown" };
+        let condition = json!({"type": "Ready", "status": status, "reason": "Test", "message": ""});
+        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        self.nodes.patch_status(name, &PatchParams::default(), &patch).await.expect("its status is accepted");
+    }
+}

@@ -1,0 +1,115 @@
+//! Processes that end with the one that started them.
+
+use std::io;
+use std::net::TcpListener;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Below the range that systems take for outgoing connections: a port stays free while its server is restarted.
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 10_000;
+
+/// A port that nobody listens on; never the same twice in one process.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id().wrapping_mul(997) % u32::from(PORTS)) as u16;
+    let mut candidates = (0..PORTS).map(|_| {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS;
+        FIRST_PORT + (start + step) % PORTS
+    });
+    candidates.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
+}
+
+type Order = (Command, Sender<io::Result<Child>>);
+
+/// The kernel ends a child when the *thread* that started it ends, so that one thread, which lives as long as the
+/// process, starts them all.
+fn spawn(command: Command) -> io::Result<Child> {
+    static STARTER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                answer.send(command.spawn()).ok();
+            }
+        });
+        Mutex::new(orders)
+    });
+    let (answer, child) = mpsc::channel();
+    let orders = starter.lock().unwrap_or_else(PoisonError::into_inner);
+    orders.send((command, answer)).map_err(io::Error::other)?;
+    child.recv().map_err(io::Error::other)?
+}
+
+/// A running process. Killed when dropped, and by the kernel when this process ends in whatever way.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+}
+
+impl Process {
+    /// Starts `program args`, with what `set_up` adds, without standard input.
+    pub(crate) fn start(program: &str, args: &[String], set_up: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", program]).args(args).stdin(Stdio::null());
+        set_up(&mut command);
+        let child = spawn(command).unwrap_or_else(|error| panic!("{program} (by setpriv, of util-linux): {error}"));
+        Self { name: program.to_owned(), child }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, signal).ok();
+    }
+
+    /// Stops it where it is.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+
+    /// Asks it to end, and kills it when it hasn't after `limit`.
+    pub(crate) fn stop(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.signal(Signal::TERM);
+        let start = Instant::now();
+        while start.elapsed() < limit {
+            if let Some(status) = self.exit_status() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("{} did not end within {limit:?}", self.name);
+        self.kill();
+        None
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,26 @@
+//! Waiting for a condition, with a limit.
+
+use std::time::{Duration, Instant};
+
+/// What nothing in a test should take longer than.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(30);
+
+/// Asks until there is an answer; `None` when the limit has passed.
+pub(crate) async fn eventually<T>(limit: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return Some(answer);
+        }
+        if start.elapsed() > limit {
+            return None;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// As [`eventually`]; a test that waits in vain fails and says for what.
+pub(crate) async fn wait_for<T>(what: &str, limit: Duration, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually(limit, ask).await.unwrap_or_else(|| panic!("waited {limit:?} in vain: {what}"))
+}
