@@ -150,9 +150,10 @@ impl Model {
         self.waiters().map(|waiter| waiter.request.clone()).collect()
     }
 
-    /// The ids that have ended and are remembered or have been, oldest first.
-    pub fn finished(&self) -> Vec<HolderId> {
-        self.record.iter().flat_map(|record| &record.finished).map(|(id, ..)| id.clone()).collect()
+    /// The ids that ended last, at most so many, the last one first.
+    pub fn finished(&self, limit: usize) -> Vec<HolderId> {
+        let finished = self.record.iter().flat_map(|record| record.finished.iter().rev());
+        finished.take(limit).map(|(id, ..)| id.clone()).collect()
     }
 
     /// Every time at which an answer may change, in no order.

@@ -2,3 +2,7 @@
 
 mod claims;
 mod fixture;
+mod locks;
+mod pods;
+mod recovery;
+mod stores;

@@ -3,6 +3,7 @@
 mod admission;
 mod controller;
 mod crds;
+mod layering;
 mod protocol;
 #[path = "../support/mod.rs"]
 mod support;

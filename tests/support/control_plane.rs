@@ -16,6 +16,8 @@ pub(crate) const CONTROLLER_USER: &str = "system:serviceaccount:leasehold-system
 const USERS: [(&str, &str); 2] = [("admin", "admin"), ("controller", CONTROLLER_USER)];
 const CONTROLLERS: &str = "namespace-controller,garbage-collector-controller,serviceaccount-controller,\
     job-controller,cronjob-controller,deployment-controller,replicaset-controller,disruption-controller";
+/// In seconds, of one call.
+const KUBECTL_LIMIT: &str = "120";
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy",
  "omitStages": ["RequestReceived", "ResponseStarted"],
  "rules": [{"level": "None", "verbs": ["get", "list", "watch"]}, {"level": "Metadata"}]}"#;
@@ -82,23 +84,21 @@ impl ControlPlane {
         let scratch = Scratch::new("cluster");
         let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
         prepare(&scratch, port);
-        let etcd = start_part(&programs, &scratch, "etcd", &[
-            format!("--data-dir={}", scratch.path().join("etcd").display()),
-            format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"),
-            format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"),
-            format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
-            "--unsafe-no-fsync".to_owned(),
-            "--log-level=error".to_owned(),
-        ]);
-        let plane = Self {
-            programs,
-            port,
-            etcd_port,
-            apiserver: Mutex::default(),
-            manager: Mutex::default(),
-            etcd,
-            scratch,
-        };
+        let etcd = start_part(
+            &programs,
+            &scratch,
+            "etcd",
+            &[
+                format!("--data-dir={}", scratch.path().join("etcd").display()),
+                format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"),
+                format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
+                "--unsafe-no-fsync".to_owned(),
+                "--log-level=error".to_owned(),
+            ],
+        );
+        let plane =
+            Self { programs, port, etcd_port, apiserver: Mutex::default(), manager: Mutex::default(), etcd, scratch };
         plane.start_apiserver().await;
         plane.start_manager();
         plane
@@ -109,33 +109,43 @@ impl ControlPlane {
         let file = |name: &str| self.scratch.path().join(name).display().to_string();
         // The API server makes it at its first start; it signs the tokens of service accounts, too.
         let key = file("certificates/apiserver.key");
-        let process = start_part(&self.programs, &self.scratch, "kube-apiserver", &[
-            format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
-            format!("--secure-port={}", self.port),
-            "--bind-address=127.0.0.1".to_owned(),
-            format!("--cert-dir={}", file("certificates")),
-            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
-            "--endpoint-reconciler-type=none".to_owned(),
-            "--authorization-mode=RBAC".to_owned(),
-            "--service-account-issuer=https://leasehold.test".to_owned(),
-            format!("--service-account-key-file={key}"),
-            format!("--service-account-signing-key-file={key}"),
-            format!("--token-auth-file={}", file("tokens.csv")),
-            format!("--audit-policy-file={}", file("audit.json")),
-            format!("--audit-log-path={}", file("audit.log")),
-        ]);
+        let process = start_part(
+            &self.programs,
+            &self.scratch,
+            "kube-apiserver",
+            &[
+                format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+                format!("--secure-port={}", self.port),
+                "--bind-address=127.0.0.1".to_owned(),
+                format!("--cert-dir={}", file("certificates")),
+                "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+                "--endpoint-reconciler-type=none".to_owned(),
+                "--authorization-mode=RBAC".to_owned(),
+                "--service-account-issuer=https://leasehold.test".to_owned(),
+                format!("--service-account-key-file={key}"),
+                format!("--service-account-signing-key-file={key}"),
+                format!("--token-auth-file={}", file("tokens.csv")),
+                format!("--audit-policy-file={}", file("audit.json")),
+                format!("--audit-log-path={}", file("audit.log")),
+            ],
+        );
         *self.apiserver.lock().expect("not poisoned") = Some(process);
         let ready = eventually(2 * LIMIT, async || self.kubectl(&["get", "--raw", "/readyz"]).ok()).await;
         assert!(ready.is_some(), "kube-apiserver is not ready:\n{}", self.log("kube-apiserver"));
     }
 
     fn start_manager(&self) {
-        let process = start_part(&self.programs, &self.scratch, "kube-controller-manager", &[
-            format!("--kubeconfig={}", self.kubeconfig("admin").display()),
-            format!("--controllers={CONTROLLERS}"),
-            "--leader-elect=false".to_owned(),
-            "--secure-port=0".to_owned(),
-        ]);
+        let process = start_part(
+            &self.programs,
+            &self.scratch,
+            "kube-controller-manager",
+            &[
+                format!("--kubeconfig={}", self.kubeconfig("admin").display()),
+                format!("--controllers={CONTROLLERS}"),
+                "--leader-elect=false".to_owned(),
+                "--secure-port=0".to_owned(),
+            ],
+        );
         *self.manager.lock().expect("not poisoned") = Some(process);
     }
 
@@ -187,8 +197,9 @@ impl ControlPlane {
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String, String> {
         let (program, first) = self.programs.part("kubectl");
         let kubeconfig = self.kubeconfig("admin");
-        let output = Command::new(program).args(first).arg("--kubeconfig").arg(kubeconfig).args(args).output();
-        let output = output.expect("kubectl runs");
+        let mut command = Command::new("timeout");
+        command.args([KUBECTL_LIMIT, &program]).args(first).arg("--kubeconfig").arg(kubeconfig).args(args);
+        let output = command.output().expect("timeout (of coreutils) runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
@@ -298,4 +309,3 @@ impl From<AuditLine> for AuditEntry {
         Self { user: user.username, verb, resource, subresource, namespace, name, code: status.code, time }
     }
 }
-

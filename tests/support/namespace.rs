@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{DeleteParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 
-use super::{ControlPlane, wait_for};
+use super::{ControlPlane, LIMIT, wait_for};
 
 /// The plane that all tests share. It ends with the process.
 async fn shared() -> &'static ControlPlane {
@@ -41,6 +41,9 @@ impl TestNamespace {
         let mut namespace = Namespace::default();
         namespace.metadata.name = Some(name.clone());
         namespaces.create(&PostParams::default(), &namespace).await.expect("a namespace");
+        // Without its service account no pod is accepted.
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &name);
+        wait_for("the default service account", LIMIT, async || accounts.get_opt("default").await.ok()?).await;
         Self { plane, client, name }
     }
 

@@ -1,23 +1,22 @@
 //! Waiting for a condition, with a limit.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What nothing in a test should take longer than.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(30);
 
-/// Asks until there is an answer; `None` when the limit has passed.
+/// Asks until there is an answer; `None` when the limit has passed, also in the middle of a question.
 pub(crate) async fn eventually<T>(limit: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(answer) = ask().await {
-            return Some(answer);
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(POLL).await;
         }
-        if start.elapsed() > limit {
-            return None;
-        }
-        tokio::time::sleep(POLL).await;
-    }
+    };
+    tokio::time::timeout(limit, asking).await.ok()
 }
 
 /// As [`eventually`]; a test that waits in vain fails and says for what.

@@ -157,10 +157,11 @@ impl Reign {
     /// Observe, and do what is next, until the gate is open for this reign.
     async fn step(&mut self) -> Result<OpenStore, Trouble> {
         let object = self.object.borrow().clone();
-        if object.metadata.deletion_timestamp.is_some() {
+        let leaving = object.metadata.deletion_timestamp.is_some();
+        if leaving && self.users() == 0 {
             return Err(self.delete(&object).await?);
         }
-        if !object.finalizers().iter().any(|f| f == FINALIZER) {
+        if !leaving && !object.finalizers().iter().any(|f| f == FINALIZER) {
             set_finalizer(&self.api(), &*object, true).await?;
         }
         if self.link.is_none() {
@@ -317,7 +318,12 @@ impl Reign {
     async fn tell(&mut self, step: Result<OpenStore, Trouble>) {
         let object = self.object.borrow().clone();
         let ready = step.is_ok();
+        let leaving = object.metadata.deletion_timestamp.is_some();
         let (reason, message) = match &step {
+            Ok(_) if leaving => {
+                let message = "the store is being deleted; it serves the locks that use it until they are deleted";
+                (reasons::IN_USE, message.to_owned())
+            }
             Ok(open) => (reasons::GATE_OPEN, format!("the gate is open with epoch {}", open.epoch.get())),
             Err(trouble) => (trouble.reason, trouble.message.clone()),
         };
@@ -335,7 +341,7 @@ impl Reign {
         if ready && self.listener.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
             self.listen();
         }
-        match tokio::time::timeout(REPORT_LIMIT, self.report(&object, ready, reason, &message)).await {
+        match tokio::time::timeout(REPORT_LIMIT, self.report(&object, ready && !leaving, reason, &message)).await {
             Ok(Ok(())) => {}
             Ok(Err(trouble)) => warn!(store = self.name, message = trouble.message, "the status was not written"),
             Err(_) => warn!(store = self.name, "the status was not written: the API server doesn't answer"),
@@ -380,19 +386,18 @@ impl Reign {
         Ok(())
     }
 
-    /// A store waits for its locks, then goes.
+    /// How many locks use this store.
+    fn users(&self) -> usize {
+        self.ctx.locks().iter().filter(|lock| lock.store_name() == self.name).count()
+    }
+
+    /// A store that no lock uses goes.
     async fn delete(&mut self, object: &LockStore) -> Result<Trouble, Trouble> {
-        let locks = self.ctx.locks();
-        let used = locks.iter().filter(|lock| lock.store_name() == self.name).count();
-        if used == 0 {
-            self.leave(object).await;
-            if object.finalizers().iter().any(|f| f == FINALIZER) {
-                set_finalizer(&self.api(), object, false).await?;
-            }
-            return Ok(Trouble::new(reasons::DELETING, "the store is being deleted"));
+        self.leave(object).await;
+        if object.finalizers().iter().any(|f| f == FINALIZER) {
+            set_finalizer(&self.api(), object, false).await?;
         }
-        let message = format!("the store is being deleted and waits for {used} locks that use it; delete them");
-        Ok(Trouble::new(reasons::IN_USE, message))
+        Ok(Trouble::new(reasons::DELETING, "the store is being deleted"))
     }
 
     /// The prefix becomes free for another LockStore. A Redis that is gone is not waited for.

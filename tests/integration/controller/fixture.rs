@@ -69,7 +69,11 @@ impl Fixture {
     }
 
     /// Creates a lock and waits until it has a record.
-    pub(crate) async fn ready_lock(&self, name: &str, change: impl FnOnce(&mut DistributedLockSpec)) -> DistributedLock {
+    pub(crate) async fn ready_lock(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut DistributedLockSpec),
+    ) -> DistributedLock {
         self.lock(name, change).await;
         self.lock_is(name, "is Ready", |lock| lock_condition(lock, types::READY)).await
     }

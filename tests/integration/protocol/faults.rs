@@ -1,1 +1,29 @@
-//! Seeded faults: the machine catches each.
+//! Seeded faults in the library: the machine of random sequences catches each.
+
+use rstest::rstest;
+
+use super::machine::{self, library_with_test_clock, patched};
+
+/// As many as the machine runs without a fault.
+const SEQUENCES: u32 = 2_000;
+const SEED: u64 = 11;
+
+#[rstest]
+#[case::token_not_raised("  h.last = o.token\n", "")]
+#[case::finished_ids_forgotten("return till > now and number >= h.finished - REMEMBERED and how or nil", "return nil")]
+#[case::pinned_lease_taken_by_time(
+    "if o.state ~= 'pinned' then\n      if o.expires <= now",
+    "do\n      if o.expires <= now"
+)]
+#[case::gate_ignored("if not gate then return nil end", "gate = gate or {epoch = 1, look = now, heartbeat = now}")]
+#[case::demotion_not_noticed("if role ~= 'master' or replid ~= gate.replid then", "if false then")]
+#[case::priority_ignored("2147483647 - w.priority, w.seq) .. id", "0, w.seq) .. id")]
+#[case::order_of_arrival_reversed("w.priority, w.seq) .. id", "w.priority, 1e16 - w.seq) .. id")]
+#[case::whole_lease_answered("{'granted', o.token, o.expires - now}", "{'granted', o.token, o.expires - o.renewed}")]
+fn the_random_sequences_catch_a_fault(#[case] piece: &str, #[case] fault: &str) {
+    machine::set_up(patched(&library_with_test_clock(), piece, fault));
+    let outcome = super::run(SEQUENCES, SEED, 1);
+    let passed = machine::tear_down().sequences;
+    let failure = outcome.expect_err("the fault was not noticed");
+    println!("caught after {passed} sequences: {}", failure.lines().next().unwrap_or_default());
+}

@@ -82,7 +82,7 @@ impl Rig {
     fn start(&mut self, index: usize, now: i64) -> String {
         self.runtime.block_on(async {
             if index == self.processes.len() {
-                let server = Server::start(&[]).await;
+                let server = Server::start().await;
                 let (store, run_id) = (server.store(), server.info("run_id").await);
                 self.processes.push(Process { server, store, run_id });
             }

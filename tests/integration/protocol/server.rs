@@ -1,61 +1,30 @@
-//! A redis-server of one's own, and commands to it that have no typed function.
-
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+//! A redis-server of one's own, with a connection for commands that have no typed function.
 
 use leasehold::store::{Endpoint, Store};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisResult};
 
+use crate::support::RedisServer;
+
 /// The prefix of every test.
 pub(crate) const PREFIX: &str = "test";
 
-/// A server without data on a free port; killed when dropped.
+/// A server without data on a free port, which ends with this.
 pub(crate) struct Server {
-    child: Child,
-    port: u16,
+    redis: RedisServer,
     connection: MultiplexedConnection,
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
-}
-
-/// Starts a server and returns when it accepts connections; `None` if another took the port meanwhile.
-fn spawn(port: u16, options: &[&str]) -> Option<Child> {
-    let mut child = Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-        .args(["--enable-debug-command", "yes", "--dir", env!("CARGO_TARGET_TMPDIR")])
-        .args(options)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("redis-server starts; is it installed?");
-    let output = child.stdout.take().expect("its output is piped");
-    let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-    if lines.any(|line| line.contains("Ready to accept connections")) {
-        std::thread::spawn(move || lines.for_each(drop));
-        return Some(child);
-    }
-    child.wait().expect("it has ended");
-    None
-}
-
 impl Server {
-    pub(crate) async fn start(options: &[&str]) -> Self {
-        for _ in 0..10 {
-            let port = free_port();
-            if let Some(child) = spawn(port, options) {
-                let client = redis::Client::open(("127.0.0.1", port)).expect("an address");
-                let connection = client.get_multiplexed_async_connection().await.expect("it accepts connections");
-                return Self { child, port, connection };
-            }
-        }
-        panic!("no free port for redis-server");
+    pub(crate) async fn start() -> Self {
+        let redis = RedisServer::with(&["--enable-debug-command", "yes"]).await;
+        let client = redis::Client::open(("127.0.0.1", redis.port())).expect("an address");
+        let connection = client.get_multiplexed_async_connection().await.expect("it accepts connections");
+        Self { redis, connection }
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
-        Endpoint::plain("127.0.0.1", self.port)
+        self.redis.endpoint()
     }
 
     pub(crate) fn store(&self) -> Store {
@@ -80,12 +49,5 @@ impl Server {
         let info: String = self.send("INFO").await;
         let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("INFO has {field}")).trim().to_owned()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }

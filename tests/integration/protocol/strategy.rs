@@ -36,8 +36,9 @@ pub(crate) fn steps(world: &World) -> BoxedStrategy<Step> {
         return Just(step).boxed();
     }
     let record = world.model.inspect();
-    let mut steps = workload(world);
-    steps.extend(delegated(world, record.as_ref()));
+    let known = known(world, record.as_ref());
+    let mut steps = workload(world, &known);
+    steps.extend(delegated(world, &known, record.as_ref()));
     steps.extend(store(world));
     steps.extend(lock(world, record.as_ref()));
     steps.extend(events(world));
@@ -72,20 +73,27 @@ fn fresh_request(world: &World) -> BoxedStrategy<Request> {
         .boxed()
 }
 
-fn some_id(world: &World) -> BoxedStrategy<HolderId> {
-    let known = world.known_ids().into_iter().map(|(weight, id)| (weight, Just(id)));
+/// An id that means something, and the mode it holds or waits in.
+type Known = BoxedStrategy<(HolderId, Mode)>;
+
+fn known(world: &World, record: Option<&Inspection>) -> Known {
+    let known = world.known_ids(record).into_iter().map(|(weight, known)| (weight, Just(known)));
     Union::new_weighted(known.collect::<Vec<_>>()).boxed()
 }
 
+fn some_id(known: &Known) -> BoxedStrategy<HolderId> {
+    known.clone().prop_map(|(id, _)| id).boxed()
+}
+
 /// A request that was made before: by one that waits, or with an id that holds or has ended.
-fn old_request(world: &World) -> BoxedStrategy<Request> {
+fn old_request(world: &World, known: &Known) -> BoxedStrategy<Request> {
+    let changed = (known.clone(), wait()).prop_map(|((id, mode), wait)| {
+        let identity = "again".to_owned();
+        Request { id, mode, priority: 0, wait, identity, pod_uid: None }
+    });
     let waiting = world.model.waiting();
-    let changed = {
-        let world = world.clone();
-        (some_id(&world), wait()).prop_map(move |(id, wait)| world.again(id, wait)).boxed()
-    };
     if waiting.is_empty() {
-        return changed;
+        return changed.boxed();
     }
     let repeated = (select(waiting), prop::bool::weighted(0.1), wait()).prop_map(|(request, other, wait)| {
         let wait = if other { wait } else { request.wait };
@@ -94,15 +102,15 @@ fn old_request(world: &World) -> BoxedStrategy<Request> {
     prop_oneof![1 => changed, 3 => repeated].boxed()
 }
 
-fn workload(world: &World) -> Steps {
+fn workload(world: &World, known: &Known) -> Steps {
     let many = (world.next_id..world.next_id + 70).map(id).collect::<Vec<_>>();
-    let ids = prop::collection::vec(some_id(world), 1..4);
+    let ids = prop::collection::vec(some_id(known), 1..4);
     vec![
         (200, fresh_request(world).prop_map(Step::Acquire).boxed()),
-        (150, old_request(world).prop_map(Step::Acquire).boxed()),
+        (150, old_request(world, known).prop_map(Step::Acquire).boxed()),
         (100, ids.prop_map(Step::Renew).boxed()),
-        (90, some_id(world).prop_map(Step::Release).boxed()),
-        (30, some_id(world).prop_map(Step::Cancel).boxed()),
+        (90, some_id(known).prop_map(Step::Release).boxed()),
+        (30, some_id(known).prop_map(Step::Cancel).boxed()),
         (2, Just(Step::CancelMany(many)).boxed()),
     ]
 }
@@ -112,19 +120,19 @@ fn reign(world: &World) -> BoxedStrategy<Reign> {
     let own = world.reign();
     let stale = Reign { term: own.term - 1, ..own.clone() };
     let other = Reign { uid: "other".to_owned(), term: 1 };
-    prop_oneof![90 => Just(own), 6 => Just(stale), 1 => Just(other)].boxed()
+    prop_oneof![90 => Just(own), 6 => Just(stale), 2 => Just(other)].boxed()
 }
 
-fn delegated(world: &World, record: Option<&Inspection>) -> Steps {
+fn delegated(world: &World, known: &Known, record: Option<&Inspection>) -> Steps {
     let ids = |state: HoldState| -> Vec<HolderId> {
         let holds = record.iter().flat_map(|record| &record.holds);
         holds.filter(|hold| hold.state == state).map(|hold| hold.id.clone()).collect()
     };
     let mut steps = vec![
         (60, (reign(world), fresh_request(world)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
-        (40, (reign(world), old_request(world)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
-        (30, (reign(world), some_id(world)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()),
-        (20, (reign(world), some_id(world)).prop_map(|(r, id)| Step::Free(r, id)).boxed()),
+        (40, (reign(world), old_request(world, known)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
+        (30, (reign(world), some_id(known)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()),
+        (20, (reign(world), some_id(known)).prop_map(|(r, id)| Step::Free(r, id)).boxed()),
     ];
     for (weight, state) in [(60, HoldState::Offer), (20, HoldState::Held)] {
         let ids = ids(state);
@@ -166,7 +174,7 @@ fn store(world: &World) -> Steps {
     vec![
         (30, reigns.clone().prop_map(Step::Heartbeat).boxed()),
         (50, reign(world).prop_map(Step::Expire).boxed()),
-        (if world.taken { 30 } else { 6 }, reign(world).prop_map(Step::Leave).boxed()),
+        (if world.taken { 60 } else { 8 }, reign(world).prop_map(Step::Leave).boxed()),
         (urgent, (reigns, opening(world)).prop_map(|(r, opening)| Step::Open(r, opening)).boxed()),
     ]
 }
@@ -181,8 +189,9 @@ fn provision(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Provis
     let lease = select(&LEASES_MS[..]).prop_map(Duration::from_millis);
     let max_hold =
         select(&[None, None, None, Some(100), Some(20_000)][..]).prop_map(|ms| ms.map(Duration::from_millis));
-    let floor = prop_oneof![40 => Just(highest), 5 => Just(0), 1 => Just(end - 3), 1 => Just(end + 5)];
-    let ceiling = prop_oneof![3 => Just(None), 1 => Just(Some(end))];
+    let floor = prop_oneof![40 => Just(highest), 5 => Just(0), 1 => Just(end - 3), 2 => Just(end + 5)];
+    let checks = if record.is_some_and(|record| record.last >= end) { 20 } else { 1 };
+    let ceiling = prop_oneof![3 => Just(None), checks => Just(Some(end))];
     let lock = (uid, generation, 1..5_u32, lease, max_hold);
     (lock, floor, quarantine(world, record), ceiling, holds(world, record))
         .prop_map(|((lock_uid, generation, permits, lease, max_hold), floor, quarantine, token_ceiling, holds)| {
@@ -202,10 +211,8 @@ fn quarantine(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Durat
 fn holds(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Vec<Remembered>> {
     let remembered = world.remembered.to_vec();
     let (rule, none) = if record.is_none() { (9, 2) } else { (2, 9) };
-    let invented = {
-        let world = world.clone();
-        mode().prop_map(move |mode| world.invented(mode).into_iter().collect()).boxed()
-    };
+    let lost = world.invented();
+    let invented = mode().prop_map(move |mode| lost.iter().map(|hold| Remembered { mode, ..hold.clone() }).collect());
     prop_oneof![rule => Just(remembered), none => Just(Vec::new()), 1 => invented].boxed()
 }
 
@@ -213,16 +220,17 @@ fn lock(world: &World, record: Option<&Inspection>) -> Steps {
     let uid = record.map_or("lock-1", |record| record.lock_uid.as_str()).to_owned();
     let uid = prop_oneof![9 => Just(uid), 1 => Just("lock-3".to_owned())];
     let sealed = record.is_some_and(|record| record.sealed);
-    let provisions = match record {
-        None => 250,
-        Some(_) if sealed => 80,
-        Some(_) => 40,
+    let (provisions, restores) = match record {
+        None => (250, 80),
+        Some(_) if !world.model.is_open(STORE) => (40, 80),
+        Some(_) if sealed => (80, 15),
+        Some(_) => (40, 15),
     };
     let (seals, purges) = if sealed { (10, 80) } else { (12, 12) };
     let restored = (reign(world), provision(world, record), opening(world));
     vec![
         (provisions, (reign(world), provision(world, record)).prop_map(|(r, p)| Step::Provision(r, p)).boxed()),
-        (if record.is_none() { 80 } else { 20 }, restored.prop_map(|(r, p, o)| Step::Restore(r, p, o)).boxed()),
+        (restores, restored.prop_map(|(r, p, o)| Step::Restore(r, p, o)).boxed()),
         (seals, (reign(world), uid.clone()).prop_map(|(r, uid)| Step::Seal(r, uid)).boxed()),
         (purges, (reign(world), uid).prop_map(|(r, uid)| Step::Purge(r, uid)).boxed()),
     ]
@@ -230,7 +238,7 @@ fn lock(world: &World, record: Option<&Inspection>) -> Steps {
 
 fn events(world: &World) -> Steps {
     let mut steps: Steps = vec![
-        (if world.taken { 300 } else { 8 }, Just(Step::FlushAll).boxed()),
+        (if world.taken { 120 } else { 8 }, Just(Step::FlushAll).boxed()),
         (8, Just(Step::LoseRecord).boxed()),
         (8, Just(Step::ReloadLibrary).boxed()),
         (8, Just(Step::Promoted).boxed()),

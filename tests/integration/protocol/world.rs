@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold::lease::{Epoch, FencingToken, HolderId, Mode, Renewed, Request, Wait};
+use leasehold::lease::{Epoch, FencingToken, HolderId, Mode, Renewed};
 use leasehold::store::model::{Model, Reign};
-use leasehold::store::{HoldState, Opening, Provision, Refusal, Remembered};
+use leasehold::store::{HoldState, Inspection, Opening, Provision, Refusal, Remembered};
 
 use super::answers::{Answer, STORE, Step, process};
 use super::invariants::{Checker, Seen};
@@ -185,26 +185,20 @@ impl World {
     }
 
     /// A delegated hold with a token of its own, that no record has seen.
-    pub(crate) fn invented(&self, mode: Mode) -> Option<Remembered> {
+    pub(crate) fn invented(&self) -> Option<Remembered> {
         let token = (self.epoch.get() << 32) + (1 << 20) + i64::try_from(self.next_id).expect("few ids");
         let token = FencingToken::new(token)?;
-        Some(Remembered { id: id(self.next_id), token, mode, identity: "lost".to_owned(), pod_uid: None })
+        let (id, identity) = (id(self.next_id), "lost".to_owned());
+        Some(Remembered { id, token, mode: Mode::Counted(1), identity, pod_uid: None })
     }
 
-    /// Ids that mean something now, and one that doesn't.
-    pub(crate) fn known_ids(&self) -> Vec<(u32, HolderId)> {
-        let holds = self.model.inspect().map_or_else(Vec::new, |record| record.holds);
-        let held = holds.into_iter().map(|hold| (if hold.state == HoldState::Pinned { 3 } else { 5 }, hold.id));
-        let waiting = self.model.waiting().into_iter().map(|request| (2, request.id));
-        let finished = self.model.finished();
-        let recent = finished.into_iter().rev().take(4).map(|id| (2, id));
-        held.chain(waiting).chain(recent).chain([(1, id(self.next_id))]).collect()
-    }
-
-    /// A request of an id that holds or has held, as it might be sent again.
-    pub(crate) fn again(&self, id: HolderId, wait: Wait) -> Request {
-        let holds = self.model.inspect().map_or_else(Vec::new, |record| record.holds);
-        let mode = holds.iter().find(|hold| hold.id == id).map_or(Mode::Counted(1), |hold| hold.mode);
-        Request { id, mode, priority: 0, wait, identity: "again".to_owned(), pod_uid: None }
+    /// Ids that mean something now, and one that doesn't, each with a weight and the mode it holds in.
+    pub(crate) fn known_ids(&self, record: Option<&Inspection>) -> Vec<(u32, (HolderId, Mode))> {
+        let holds = record.iter().flat_map(|record| &record.holds);
+        let held =
+            holds.map(|hold| (if hold.state == HoldState::Pinned { 3 } else { 5 }, (hold.id.clone(), hold.mode)));
+        let waiting = self.model.waiting().into_iter().map(|request| (2, (request.id, request.mode)));
+        let recent = self.model.finished(4).into_iter().map(|id| (2, (id, Mode::Counted(1))));
+        held.chain(waiting).chain(recent).chain([(1, (id(self.next_id), Mode::Counted(1)))]).collect()
     }
 }

@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+SCRIPTS = $(shell grep -rlI '^#!.*bash' .ci tests)
+.PHONY: help demo test bench lint fmt crds tools cluster
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 18
+
+demo: tools cluster ## Watch the main job on a real API server and a real Redis; KEEP=1 keeps them running
+	@KEEP='$(KEEP)' tests/demo/run
+
+test: tools cluster ## Run all tests
+	cargo test --locked
+
+bench: tools cluster ## Measure against the raw floors of the same Redis
+	cargo bench --locked
+
+lint: ## Check format, lints, licences, scripts, and that crds/ is up to date
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@command -v cargo-deny >/dev/null || { echo 'Installing cargo-deny (some minutes, once).'; cargo install --locked cargo-deny; }
+	cargo deny --locked check bans licenses sources
+	@for script in $(SCRIPTS); do bash -n "$$script"; done
+	@! command -v shellcheck >/dev/null || shellcheck $(SCRIPTS)
+	@! command -v gofmt >/dev/null || { files=$$(gofmt -l tests/cluster) && test -z "$$files" || { echo "gofmt -w $$files"; exit 1; }; }
+	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && cargo run --quiet --locked -- crd --out "$$new" \
+	  && { diff -r crds "$$new" || { echo 'crds/ is not what the code says: make crds' >&2; exit 1; }; }
+
+fmt: ## Format the code
+	cargo fmt
+	@! command -v gofmt >/dev/null || gofmt -w tests/cluster
+
+crds: ## Generate crds/ from the code
+	cargo run --quiet --locked -- crd --out crds
+
+tools: ## Install what the tests need, or name it
+	@tests/cluster/tools.sh
+
+cluster: ## Build the control plane of the tests (minutes, once)
+	@test -x "$${KUBEBUILDER_ASSETS:-}/kube-controller-manager" || tests/cluster/build.sh >/dev/null

@@ -1,0 +1,206 @@
+//! What is lost is put back: Redis, the controller, the API server.
+
+use std::time::{Duration, Instant};
+
+use kube::Api;
+use kube::api::DeleteParams;
+use leasehold::api::condition::{reasons, types};
+use leasehold::api::{DistributedLock, LockClaim, LockStore};
+use leasehold::lease::{Acquired, Wait};
+use serde_json::json;
+
+use super::fixture::{Fixture, claim_condition, lock_condition, ready, request};
+use crate::support::{LIMIT, eventually};
+
+fn epoch(store: &LockStore) -> Option<i64> {
+    store.status.as_ref().and_then(|status| status.epoch)
+}
+
+async fn current(f: &Fixture) -> LockStore {
+    f.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await
+}
+
+#[tokio::test]
+async fn redis_killed_and_back_empty_takes_no_hold_and_the_next_token_is_higher() {
+    let mut f = Fixture::new().await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 2).await;
+    f.claim("holder", "a", |_| {}).await;
+    let first = f.token_of("holder").await;
+    for name in ["one", "two", "three"] {
+        f.claim(name, "a", |_| {}).await;
+        f.claim_reason(name, types::HELD, reasons::WAITING).await;
+    }
+    let before = epoch(&current(&f).await);
+    f.redis.kill();
+    f.store_is("is not Ready", |store| ready(store).is_some_and(|(is, _)| !is)).await;
+    f.redis.restart().await;
+    let after =
+        f.store_is("is Ready in a new epoch", |store| epoch(store) > before && ready(store).is_some_and(|(is, _)| is));
+    after.await;
+    let lock = f.workload().inspect(&f.key("a")).await.unwrap().expect("it is put back before the gate opens");
+    assert_eq!((lock.holds.len(), lock.holds[0].token.get()), (1, first));
+    f.claim_is("holder", "still holds with its token", |claim| {
+        claim_condition(claim, types::HELD) && claim.status.as_ref().unwrap().fencing_token == Some(first)
+    })
+    .await;
+    let mut last = first;
+    for (gone, next) in [("holder", "one"), ("one", "two"), ("two", "three")] {
+        f.delete::<LockClaim>(gone).await;
+        let token = f.token_of(next).await;
+        assert!(token > last, "{next} has {token}, after {last}");
+        last = token;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_granted_after_a_loss_while_a_direct_lease_may_still_be_believed() {
+    let mut f = Fixture::new().await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 4).await;
+    let Acquired::Granted(lost) = f.workload().acquire(&f.key("a"), &request("direct", Wait::No)).await.unwrap() else {
+        panic!("not granted")
+    };
+    let granted = Instant::now();
+    f.redis.kill();
+    f.redis.restart().await;
+    f.claim("next", "a", |_| {}).await;
+    let token = f.token_of("next").await;
+    assert!(granted.elapsed() >= Duration::from_secs(4), "granted beside a lease: {:?}", granted.elapsed());
+    assert!(token > lost.token.get());
+}
+
+#[tokio::test]
+async fn flushall_takes_no_hold_and_the_next_token_is_higher() {
+    let f = Fixture::new().await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 2).await;
+    f.claim("holder", "a", |_| {}).await;
+    let first = f.token_of("holder").await;
+    let before = epoch(&current(&f).await);
+    f.redis.send::<()>("FLUSHALL").await;
+    let back = async || f.workload().inspect(&f.key("a")).await.ok().flatten();
+    let record = eventually(LIMIT, back).await.expect("the record is made again");
+    assert_eq!((record.holds.len(), record.holds[0].token.get()), (1, first));
+    assert!(epoch(&current(&f).await) > before, "a lost record is made again in a new epoch");
+    f.claim("next", "a", |_| {}).await;
+    f.delete::<LockClaim>("holder").await;
+    assert!(f.token_of("next").await > first);
+}
+
+#[tokio::test]
+async fn a_reloaded_library_costs_no_epoch() {
+    let f = Fixture::new().await;
+    f.ready_lock("a", |_| {}).await;
+    let before = epoch(&current(&f).await);
+    f.redis.send::<()>("FUNCTION FLUSH").await;
+    f.claim("mine", "a", |_| {}).await;
+    f.token_of("mine").await;
+    assert_eq!(epoch(&current(&f).await), before);
+}
+
+#[tokio::test]
+async fn a_controller_killed_while_claims_hold_and_wait_goes_on_where_it_was() {
+    let mut f = Fixture::new().await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("holder", "a", |_| {}).await;
+    let first = f.token_of("holder").await;
+    f.claim("waiter", "a", |_| {}).await;
+    f.claim_reason("waiter", types::HELD, reasons::WAITING).await;
+    let term = current(&f).await.status.unwrap().term;
+    f.controller.kill();
+    f.delete::<LockClaim>("holder").await;
+    f.controller.restart().await;
+    assert!(f.token_of("waiter").await > first);
+    f.test.gone::<LockClaim>("holder", LIMIT).await;
+    assert!(current(&f).await.status.unwrap().term > term, "each reign has a term of its own");
+}
+
+#[tokio::test]
+async fn a_controller_that_is_asked_to_end_does() {
+    let mut f = Fixture::new().await;
+    let status = f.controller.stop().expect("it ends within the limit");
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn an_older_controller_ends_when_a_newer_one_reigns() {
+    let mut f = Fixture::new().await;
+    let newer = crate::support::Controller::start(super::fixture::options(&f.test, &f.redis)).await;
+    let ended = eventually(LIMIT, async || f.controller.process().exit_status()).await.expect("the older one ends");
+    assert!(!ended.success());
+    f.ready_lock("a", |_| {}).await;
+    drop(newer);
+}
+
+#[tokio::test]
+async fn deleting_the_namespace_does_not_hang_on_a_redis_that_is_gone() {
+    let mut f = Fixture::new().await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("mine", "a", |_| {}).await;
+    f.token_of("mine").await;
+    f.redis.kill();
+    f.store_is("is not Ready", |store| ready(store).is_some_and(|(is, _)| !is)).await;
+    f.test.delete().await;
+    f.test.gone::<LockClaim>("mine", LIMIT).await;
+    f.test.gone::<DistributedLock>("a", LIMIT).await;
+}
+
+#[tokio::test]
+async fn a_store_waits_for_its_locks_and_its_prefix_is_free_afterwards() {
+    let f = Fixture::new().await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("mine", "a", |_| {}).await;
+    let first = f.token_of("mine").await;
+    let name = f.store_name();
+    f.stores().delete(&name, &DeleteParams::default()).await.unwrap();
+    f.store_is("waits for its lock", |store| super::fixture::not_ready(store, reasons::IN_USE)).await;
+    f.delete::<LockClaim>("mine").await;
+    f.delete::<DistributedLock>("a").await;
+    f.test.gone::<DistributedLock>("a", LIMIT).await;
+    let stores: Api<LockStore> = f.stores();
+    let gone = async || stores.get_opt(&name).await.is_ok_and(|store| store.is_none()).then_some(());
+    crate::support::wait_for("the store is gone", LIMIT, gone).await;
+    let again = super::fixture::store(&name, &f.redis.address(), &format!("test/{}", f.test.name()));
+    stores.create(&kube::api::PostParams::default(), &again).await.unwrap();
+    current(&f).await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("again", "a", |_| {}).await;
+    assert!(f.token_of("again").await > first);
+}
+
+#[tokio::test]
+async fn probes_and_metrics_are_served() {
+    let f = Fixture::new().await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("mine", "a", |_| {}).await;
+    f.token_of("mine").await;
+    assert_eq!(f.controller.get("/healthz").await.map(|(code, _)| code), Some(200));
+    assert_eq!(f.controller.get("/readyz").await.map(|(code, _)| code), Some(200));
+    let (_, metrics) = f.controller.get("/metrics").await.expect("metrics");
+    let ready = format!("leasehold_store_ready{{store=\"{}\"}} 1", f.store_name());
+    for line in [ready.as_str(), "leasehold_reconcile_duration_seconds_count", "leasehold_status_writes_total"] {
+        assert!(metrics.contains(line), "no {line} in:\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn changes_are_told_by_events_and_renewals_are_not() {
+    let f = Fixture::new().await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 1).await;
+    f.claim("mine", "a", |_| {}).await;
+    f.token_of("mine").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    f.delete::<LockClaim>("mine").await;
+    f.lock_is("a", "is free", |lock| !lock_condition(lock, types::HELD)).await;
+    let told = async || {
+        let events = f.test.kubectl("get events -o json").await.ok()?;
+        let events: serde_json::Value = serde_json::from_str(&events).ok()?;
+        let mut reasons: Vec<String> = Vec::new();
+        for event in events["items"].as_array()? {
+            if event["involvedObject"]["name"] == json!("a") {
+                reasons.push(event["reason"].as_str()?.to_owned());
+            }
+        }
+        reasons.sort();
+        (reasons == ["Acquired", "Released"]).then_some(())
+    };
+    crate::support::wait_for("one Event a change", LIMIT, told).await;
+}
