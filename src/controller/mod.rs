@@ -19,9 +19,11 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use kube::api::PostParams;
+use kube::runtime::Controller;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::{Controller, watcher};
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
+use kube::runtime::watcher::{self, ExponentialBackoff};
 use kube::{Api, Client};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::{info, warn};
@@ -205,6 +207,12 @@ impl Triggers {
     }
 }
 
+/// How a watch that was interrupted is taken up again: sooner than client-go's 30 s, for somebody may wait for a lock.
+fn watch_backoff() -> impl Backoff {
+    let pauses = ExponentialBackoff::new(Duration::from_millis(200), Duration::from_secs(4), 2.0, true);
+    ResetTimerBackoff::new(pauses, Duration::from_secs(60))
+}
+
 fn received<T: Send + 'static>(receiver: UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
     stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
 }
@@ -225,8 +233,10 @@ pub async fn run(
     let triggers = Triggers { locks: lock_triggers, claims: claim_triggers };
     let config = kube::runtime::controller::Config::default().concurrency(CONCURRENCY);
     let watch = watcher::Config::default();
-    let locks = Controller::new(Api::<DistributedLock>::all(client.clone()), watch.clone()).with_config(config.clone());
-    let claims = Controller::new(Api::<LockClaim>::all(client.clone()), watch).with_config(config);
+    let locks = Controller::new(Api::<DistributedLock>::all(client.clone()), watch.clone());
+    let locks = locks.with_config(config.clone()).trigger_backoff(watch_backoff());
+    let claims = Controller::new(Api::<LockClaim>::all(client.clone()), watch);
+    let claims = claims.with_config(config).trigger_backoff(watch_backoff());
     let ctx = Arc::new(Context {
         stores: Arc::new(Stores::default()),
         locks: locks.store(),

@@ -11,7 +11,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::task::AbortHandle;
 
-use super::Triggers;
+use super::{Triggers, watch_backoff};
 use crate::api::{HolderRef, LockClaim};
 
 /// Namespace, name and UID: a pod of the same name with another UID is another pod.
@@ -84,7 +84,7 @@ impl Pods {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.0);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1));
         loop {
-            let mut events = watcher(api.clone(), config.clone()).default_backoff().boxed();
+            let mut events = watcher(api.clone(), config.clone()).backoff(watch_backoff()).boxed();
             let mut listed = None;
             while let Some(event) = events.next().await {
                 match event {

@@ -16,6 +16,8 @@ for tool in $tools; do
 done
 # A compiler without the C library's headers is of no use.
 [ -e /usr/include/stdio.h ] || ! command -v apt-get >/dev/null || missing+=(libc6-dev)
+# For tests/cluster/redis6.sh.
+python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 
 if [ ${#missing[@]} -gt 0 ]; then
   line="apt-get update && apt-get install --yes --no-install-recommends ${missing[*]}"

@@ -8,7 +8,7 @@ mod store;
 
 use kube::CustomResourceExt;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, ValidationDirective};
-use leasehold::api::{GROUP, VERSION};
+use leasehold::api::{DistributedLock, GROUP, LockStore, VERSION};
 use serde_json::{Value, json};
 
 use crate::support::TestNamespace;
@@ -99,6 +99,16 @@ impl Kind {
         }
         assert_eq!(surprises, Vec::<String>::new());
     }
+}
+
+/// A new lock of a store that no controller of ours serves, so that none writes to it or to its claims.
+async fn create_lock_that_nobody_serves(test: &TestNamespace, name: &str) -> String {
+    let store = Kind::cluster::<LockStore>(test);
+    let spec = json!({"controllerName": "example.com/nobody", "standalone": {"address": "redis:6379"}});
+    store.create("nobody", json!({"spec": spec})).await;
+    let store_name = format!("{}nobody", store.prefix);
+    Kind::namespaced::<DistributedLock>(test).create(name, json!({"spec": {"storeName": store_name}})).await;
+    store_name
 }
 
 fn answer(result: kube::Result<DynamicObject>) -> Result<Value, String> {

@@ -33,8 +33,18 @@ pub(crate) struct TestNamespace {
 
 impl TestNamespace {
     pub(crate) async fn new() -> Self {
+        Self::on(shared().await).await
+    }
+
+    /// On a control plane that no other test uses, so that it may be stopped. It ends with the process.
+    pub(crate) async fn alone() -> Self {
+        let plane = ControlPlane::start().await;
+        plane.install_crds();
+        Self::on(Box::leak(Box::new(plane))).await
+    }
+
+    async fn on(plane: &'static ControlPlane) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let plane = shared().await;
         let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let client = plane.client().await;
         let namespaces: Api<Namespace> = Api::all(client.clone());

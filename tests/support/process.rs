@@ -71,6 +71,11 @@ impl Process {
         kill_process(pid, signal).ok();
     }
 
+    /// As Ctrl-C at a terminal.
+    pub(crate) fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
     /// Stops it where it is.
     pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);

@@ -13,6 +13,7 @@ const INSTALL: &str = "on Debian and Ubuntu: apt-get install redis-server";
 
 /// One redis-server, and its port for as long as this lives.
 pub(crate) struct RedisServer {
+    program: String,
     port: u16,
     options: Vec<String>,
     password: Option<String>,
@@ -33,11 +34,25 @@ impl RedisServer {
         server
     }
 
+    /// Another version than the system's.
+    pub(crate) async fn of(program: &str) -> Self {
+        let mut server = Self { program: program.to_owned(), ..Self::not_started(&[]) };
+        server.restart().await;
+        server
+    }
+
     /// A port where a server will be.
     pub(crate) fn not_started(options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         let password = options.iter().skip_while(|option| *option != "--requirepass").nth(1).cloned();
-        Self { port: free_port(), options, password, process: None, scratch: Scratch::new("redis") }
+        Self {
+            program: "redis-server".to_owned(),
+            port: free_port(),
+            options,
+            password,
+            process: None,
+            scratch: Scratch::new("redis"),
+        }
     }
 
     /// Starts it (again) on its port: empty, unless the options keep data.
@@ -47,11 +62,11 @@ impl RedisServer {
         let folder = self.scratch.path().display().to_string();
         args.extend(["--bind", "127.0.0.1", "--save", "", "--dir", &folder].map(ToOwned::to_owned));
         args.extend(self.options.clone());
-        self.process = Some(spawn(&self.scratch, &args));
+        self.process = Some(spawn(&self.program, &self.scratch, &args));
         let up = eventually(LIMIT, async || {
             if let Some(status) = self.process.as_mut().and_then(Process::exit_status) {
                 assert_ne!(status.code(), Some(NOT_FOUND), "redis-server is missing; {INSTALL}");
-                self.process = Some(spawn(&self.scratch, &args));
+                self.process = Some(spawn(&self.program, &self.scratch, &args));
             }
             self.try_send::<String>("PING").await.ok()
         });
@@ -123,9 +138,9 @@ impl RedisServer {
     }
 }
 
-fn spawn(scratch: &Scratch, args: &[String]) -> Process {
+fn spawn(program: &str, scratch: &Scratch, args: &[String]) -> Process {
     let (output, errors) = (scratch.append("log"), scratch.append("log"));
-    Process::start("redis-server", args, |command| {
+    Process::start(program, args, |command| {
         command.stdin(scratch.lifeline()).stdout(output).stderr(errors);
     })
 }

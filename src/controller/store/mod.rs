@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::info;
 
-use super::{Context, Error};
+use super::{Context, Error, watch_backoff};
 use crate::api::LockStore;
 use reign::Reign;
 
@@ -27,7 +27,7 @@ struct Running {
 /// Follows the stores of this controller until the watch or a store's loop fails.
 pub(super) async fn run(ctx: Arc<Context>) -> Result<(), Error> {
     let api: Api<LockStore> = Api::all(ctx.client.clone());
-    let mut objects = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut objects = std::pin::pin!(watcher(api, watcher::Config::default()).backoff(watch_backoff()));
     let mut running: HashMap<String, Running> = HashMap::new();
     let mut loops: JoinSet<Result<(), Error>> = JoinSet::new();
     loop {

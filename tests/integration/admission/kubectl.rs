@@ -3,7 +3,7 @@
 use leasehold::api::{DistributedLock, LockClaim, LockStore};
 use serde_json::{Value, json};
 
-use super::Kind;
+use super::{Kind, create_lock_that_nobody_serves};
 use crate::support::TestNamespace;
 
 /// The words of each line.
@@ -16,32 +16,33 @@ fn held(generation: i64) -> Value {
         "lastTransitionTime": "2026-11-24T12:00:00Z"}])
 }
 
-async fn a_held_lock(test: &TestNamespace, name: &str, holder: &str) {
-    let locks = Kind::namespaced::<DistributedLock>(test);
-    locks.create(name, json!({"spec": {"storeName": "nobody-serves-this"}})).await;
+/// Returns the name of the lock's store.
+async fn create_held_lock(test: &TestNamespace, name: &str, holder: &str) -> String {
+    let store = create_lock_that_nobody_serves(test, name).await;
     let status = json!({"holder": holder, "fencingToken": 21474836481_i64, "expireTime": "2099-11-24T12:00:15Z",
         "waiters": 2, "transitions": 7, "conditions": held(1)});
-    locks.merge_status(name, status).await.unwrap();
+    Kind::namespaced::<DistributedLock>(test).merge_status(name, status).await.unwrap();
+    store
 }
 
 #[tokio::test]
 async fn a_lock_is_shown_with_holder_token_and_expiry() {
     let test = TestNamespace::new().await;
-    a_held_lock(&test, "report", "pod/report-0").await;
+    let store = create_held_lock(&test, "report", "pod/report-0").await;
     let table = test.kubectl("get dlock").await.unwrap();
     let rows = words(&table);
     assert_eq!(rows[0], ["NAME", "HELD", "HOLDER", "TOKEN", "EXPIRES", "WAITERS", "AGE"]);
     assert_eq!(rows[1][..6], ["report", "True", "pod/report-0", "21474836481", "2099-11-24T12:00:15Z", "2"]);
     let wide = test.kubectl("get dlock -o wide").await.unwrap();
     assert_eq!(words(&wide)[0][7..], ["PERMITS", "STORE", "TRANSITIONS", "REASON"]);
-    assert_eq!(words(&wide)[1][7..], ["1", "nobody-serves-this", "7"]);
+    assert_eq!(words(&wide)[1][7..], ["1", &store, "7"]);
 }
 
 #[tokio::test]
 async fn locks_are_selected_by_their_holder() {
     let test = TestNamespace::new().await;
-    a_held_lock(&test, "mine", "pod/me").await;
-    a_held_lock(&test, "other", "pod/you").await;
+    create_held_lock(&test, "mine", "pod/me").await;
+    create_held_lock(&test, "other", "pod/you").await;
     let names = test.kubectl("get dlock --field-selector status.holder=pod/me -o name").await.unwrap();
     assert_eq!(names.trim(), "distributedlock.leasehold.dev/mine");
 }
@@ -71,13 +72,14 @@ async fn stores_locks_and_claims_are_listed_by_the_name_of_the_project() {
 #[tokio::test]
 async fn waiting_for_a_claim_ends_when_it_is_held_and_not_by_an_old_condition() {
     let test = TestNamespace::new().await;
+    create_lock_that_nobody_serves(&test, "l").await;
     let claims = Kind::namespaced::<LockClaim>(&test);
-    claims.create("x", json!({"spec": {"locks": [{"name": "nobody-makes-this"}]}})).await;
+    claims.create("x", json!({"spec": {"locks": [{"name": "l"}]}})).await;
     let wait = "wait --for=condition=Held --timeout=1s lclaim/x";
     assert!(test.kubectl(wait).await.unwrap_err().contains("timed out"));
     claims.merge_status("x", json!({"conditions": held(1)})).await.unwrap();
     test.kubectl(wait).await.unwrap();
-    let body = json!({"spec": {"locks": [{"name": "nobody-makes-this"}], "maxHoldSeconds": 60}});
+    let body = json!({"spec": {"locks": [{"name": "l"}], "maxHoldSeconds": 60}});
     assert_eq!(claims.create("x", body).await["metadata"]["generation"], 2);
     assert!(test.kubectl(wait).await.unwrap_err().contains("timed out"));
     claims.merge_status("x", json!({"conditions": held(2)})).await.unwrap();

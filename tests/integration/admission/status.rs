@@ -3,7 +3,7 @@
 use leasehold::api::{DistributedLock, DistributedLockStatus, LockClaim, LockHolder, condition, time};
 use serde_json::{Value, json};
 
-use super::{Kind, surprise};
+use super::{Kind, create_lock_that_nobody_serves, surprise};
 use crate::support::TestNamespace;
 
 fn holder(id: usize) -> Value {
@@ -21,7 +21,7 @@ fn ready(reason: &str, message: &str) -> Value {
 async fn a_status_of_the_controller_comes_back_as_it_was_written() {
     let test = TestNamespace::new().await;
     let locks = Kind::namespaced::<DistributedLock>(&test);
-    locks.create("held", json!({"spec": {"storeName": "nobody-serves-this"}})).await;
+    create_lock_that_nobody_serves(&test, "held").await;
     let now = jiff::Timestamp::now();
     let hold = LockHolder {
         id: "h".to_owned(),
@@ -52,7 +52,7 @@ async fn a_status_of_the_controller_comes_back_as_it_was_written() {
 async fn a_status_out_of_its_bounds_is_refused() {
     let test = TestNamespace::new().await;
     let locks = Kind::namespaced::<DistributedLock>(&test);
-    locks.create("l", json!({"spec": {"storeName": "nobody-serves-this"}})).await;
+    create_lock_that_nobody_serves(&test, "l").await;
     for (status, expected) in [
         (json!({"holders": (0..21).map(holder).collect::<Vec<_>>()}), "must have at most 20 items"),
         (json!({"holders": [holder(1), holder(1)]}), "Duplicate value"),

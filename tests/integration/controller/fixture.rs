@@ -41,7 +41,15 @@ impl Fixture {
 
     /// As `over`, with other options.
     pub(crate) async fn with(redis: RedisServer, change: impl FnOnce(&mut ControllerOptions)) -> Self {
-        let test = TestNamespace::new().await;
+        Self::on(TestNamespace::new().await, redis, change).await
+    }
+
+    /// On a control plane that the test may stop.
+    pub(crate) async fn alone() -> Self {
+        Self::on(TestNamespace::alone().await, RedisServer::start().await, |_| {}).await
+    }
+
+    async fn on(test: TestNamespace, redis: RedisServer, change: impl FnOnce(&mut ControllerOptions)) -> Self {
         let mut options = options(&test, &redis);
         change(&mut options);
         let controller = Controller::start(options).await;

@@ -114,6 +114,28 @@ async fn a_controller_killed_while_claims_hold_and_wait_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn an_api_server_away_for_thirty_seconds_takes_no_hold() {
+    let f = Fixture::alone().await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 5).await;
+    f.claim("mine", "a", |_| {}).await;
+    let first = f.token_of("mine").await;
+    f.test.plane().stop_apiserver();
+    let (store, key) = (f.workload(), f.key("a"));
+    let away = Instant::now();
+    while away.elapsed() < Duration::from_secs(30) {
+        let record = store.inspect(&key).await.unwrap().expect("a record");
+        let hold = record.holds.first().expect("it is held all the time");
+        assert!(hold.token.get() == first && hold.expires > record.now, "not renewed: {hold:?} at {}", record.now);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    f.test.plane().start_apiserver().await;
+    f.claim("next", "a", |_| {}).await;
+    f.claim_reason("next", types::HELD, reasons::WAITING).await;
+    f.delete::<LockClaim>("mine").await;
+    assert!(f.token_of("next").await > first);
+}
+
+#[tokio::test]
 async fn a_controller_that_is_asked_to_end_does() {
     let mut f = Fixture::new().await;
     let status = f.controller.stop().expect("it ends within the limit");

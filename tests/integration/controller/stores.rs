@@ -60,6 +60,19 @@ async fn a_memory_policy_that_evicts_locks_is_refused_and_one_that_may_not_is_wa
 }
 
 #[tokio::test]
+async fn a_redis_that_is_too_old_is_refused_with_the_version_that_is_needed() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/redis6.sh");
+    let fetched = std::process::Command::new(script).stderr(std::process::Stdio::inherit()).output().unwrap();
+    assert!(fetched.status.success(), "Redis 6 could not be fetched");
+    let binary = String::from_utf8_lossy(&fetched.stdout).trim().to_owned();
+    let f = Fixture::over(RedisServer::of(&binary).await).await;
+    let store = f.store_is("is refused", |store| not_ready(store, reasons::UNSUPPORTED_SERVER)).await;
+    let conditions = &store.status.expect("a status").conditions;
+    let message = &condition::get(conditions, types::READY).expect("Ready").message;
+    assert!(message.contains("6.2") && message.contains("Redis 7.0"), "{message}");
+}
+
+#[tokio::test]
 async fn a_second_install_on_the_same_redis_and_prefix_is_refused() {
     let f = Fixture::new().await;
     let other = Fixture::with(RedisServer::not_started(&[]), |options| {

@@ -25,5 +25,6 @@ fn the_random_sequences_catch_a_fault(#[case] piece: &str, #[case] fault: &str) 
     let outcome = super::run(SEQUENCES, SEED, 1);
     let passed = machine::tear_down().sequences;
     let failure = outcome.expect_err("the fault was not noticed");
+    assert!(failure.contains("the model"), "it failed for another reason: {failure}");
     println!("caught after {passed} sequences: {}", failure.lines().next().unwrap_or_default());
 }

@@ -15,12 +15,22 @@ pub(crate) struct Server {
     connection: MultiplexedConnection,
 }
 
+async fn connect(redis: &RedisServer) -> MultiplexedConnection {
+    let client = redis::Client::open(("127.0.0.1", redis.port())).expect("an address");
+    client.get_multiplexed_async_connection().await.expect("it accepts connections")
+}
+
 impl Server {
     pub(crate) async fn start() -> Self {
         let redis = RedisServer::with(&["--enable-debug-command", "yes"]).await;
-        let client = redis::Client::open(("127.0.0.1", redis.port())).expect("an address");
-        let connection = client.get_multiplexed_async_connection().await.expect("it accepts connections");
+        let connection = connect(&redis).await;
         Self { redis, connection }
+    }
+
+    /// The process ends and another starts on the same port, without data.
+    pub(crate) async fn restart(&mut self) {
+        self.redis.restart().await;
+        self.connection = connect(&self.redis).await;
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
@@ -37,6 +47,10 @@ impl Server {
         for word in words.split(' ') {
             cmd.arg(word);
         }
+        self.query(&cmd).await
+    }
+
+    pub(crate) async fn query<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> RedisResult<T> {
         cmd.query_async(&mut self.connection.clone()).await
     }
 

@@ -1,0 +1,100 @@
+//! What is published, to whom, and what happens where it may not be.
+
+use std::time::Duration;
+
+use futures::{FutureExt, Stream, StreamExt};
+use leasehold::lease::{Acquired, Released, Wait};
+use leasehold::store::{Changes, Password, Store};
+
+use super::fixture::{Declared, id};
+use super::server::PREFIX;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+async fn next<T>(stream: &mut (impl Stream<Item = T> + Unpin)) -> T {
+    tokio::time::timeout(LIMIT, stream.next()).await.expect("a message in time").expect("the stream goes on")
+}
+
+async fn inboxes(declared: &Declared) -> redis::aio::PubSub {
+    let port = declared.server.endpoint().port;
+    let client = redis::Client::open(("127.0.0.1", port)).unwrap();
+    let mut pubsub = client.get_async_pubsub().await.unwrap();
+    pubsub.psubscribe(format!("{PREFIX}:{{shop/report}}:inbox:*")).await.unwrap();
+    pubsub
+}
+
+#[tokio::test]
+async fn a_release_wakes_exactly_the_waiter_it_promotes() {
+    let declared = Declared::mutex().await;
+    let mut messages = inboxes(&declared).await.into_on_message();
+    declared.granted("holder").await;
+    for waiter in ["first", "second", "third"] {
+        assert!(matches!(declared.acquire(waiter, Wait::Forever).await, Acquired::Queued { .. }));
+    }
+    assert_eq!(declared.store.release(&declared.lock, &id("holder")).await.unwrap(), Released::Released);
+    let inbox = format!("{PREFIX}:{{{}}}:inbox:", declared.lock);
+    let () = declared.server.send(&format!("PUBLISH {inbox}end-of-test 1")).await;
+    let mut woken = Vec::new();
+    loop {
+        let message = next(&mut messages).await;
+        match message.get_channel_name().strip_prefix(&inbox) {
+            Some("end-of-test") => break,
+            Some(id) => woken.push(id.to_owned()),
+            None => panic!("{message:?}"),
+        }
+    }
+    assert_eq!(woken, ["first"]);
+    assert!(matches!(declared.acquire("first", Wait::Forever).await, Acquired::Granted(_)));
+    assert!(matches!(declared.acquire("second", Wait::Forever).await, Acquired::Queued { .. }));
+}
+
+#[tokio::test]
+async fn the_stream_of_changes_tells_of_grants_offers_and_ends() {
+    let declared = Declared::mutex().await;
+    let mut changes = Box::pin(declared.server.endpoint().changes(PREFIX).await.unwrap());
+    let changed = |offered| Changes { lock: declared.lock.clone(), offered };
+    declared.granted("holder").await;
+    assert_eq!(next(&mut changes).await, changed(None));
+    declared.acquire("waiter", Wait::Forever).await;
+    assert_eq!(next(&mut changes).await, changed(None));
+    declared.store.release(&declared.lock, &id("holder")).await.unwrap();
+    let mut offered = None;
+    while offered.is_none() {
+        offered = next(&mut changes).await.offered;
+    }
+    assert_eq!(offered, Some(id("waiter")));
+    while changes.next().now_or_never().is_some() {}
+    declared.store.cancel(&declared.lock, &id("waiter")).await.unwrap();
+    assert_eq!(next(&mut changes).await, changed(None));
+}
+
+#[tokio::test]
+async fn a_renewal_publishes_nothing() {
+    let declared = Declared::mutex().await;
+    declared.granted("holder").await;
+    let mut changes = Box::pin(declared.server.endpoint().changes(PREFIX).await.unwrap());
+    for _ in 0..5 {
+        declared.store.renew(&[(declared.lock.clone(), id("holder"))]).await.unwrap();
+    }
+    let marker = format!("PUBLISH {PREFIX}:{{shop/marker}}:changes 1");
+    let () = declared.server.send(&marker).await;
+    assert_eq!(next(&mut changes).await.lock.name(), "marker");
+}
+
+#[tokio::test]
+async fn a_grant_stands_where_the_user_may_not_publish() {
+    let declared = Declared::mutex().await;
+    let () = declared.server.send("ACL SETUSER tenant on >secret ~test:{shop/* resetchannels +@all -publish").await;
+    let mut endpoint = declared.server.endpoint();
+    (endpoint.username, endpoint.password) = (Some("tenant".to_owned()), Some(Password::new("secret")));
+    let tenant = Store::connect(&endpoint, PREFIX).unwrap();
+    let request = super::fixture::request("tenant", Wait::No);
+    let Acquired::Granted(grant) = tenant.acquire(&declared.lock, &request).await.unwrap() else {
+        panic!("not granted");
+    };
+    let record = declared.store.inspect(&declared.lock).await.unwrap().unwrap();
+    assert_eq!((record.holds[0].id.clone(), record.holds[0].token), (id("tenant"), grant.token));
+    declared.acquire("waiter", Wait::Forever).await;
+    assert_eq!(tenant.release(&declared.lock, &id("tenant")).await.unwrap(), Released::Released);
+    assert!(matches!(declared.acquire("waiter", Wait::Forever).await, Acquired::Granted(_)));
+}
