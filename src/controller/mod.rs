@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt, stream};
 use kube::api::PostParams;
 use kube::runtime::Controller;
@@ -209,8 +210,9 @@ impl Triggers {
 
 /// How a watch that was interrupted is taken up again: sooner than client-go's 30 s, for somebody may wait for a lock.
 fn watch_backoff() -> impl Backoff {
-    let pauses = ExponentialBackoff::new(Duration::from_millis(200), Duration::from_secs(4), 2.0, true);
-    ResetTimerBackoff::new(pauses, Duration::from_secs(60))
+    let (first, longest) = (Duration::from_millis(200), Duration::from_secs(4));
+    let pauses = ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest).with_jitter();
+    ResetTimerBackoff::new(ExponentialBackoff::from(pauses.without_max_times()), Duration::from_secs(60))
 }
 
 fn received<T: Send + 'static>(receiver: UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {

@@ -222,7 +222,9 @@ fn lock(world: &World, record: Option<&Inspection>) -> Steps {
     let sealed = record.is_some_and(|record| record.sealed);
     let (provisions, restores) = match record {
         None => (250, 80),
-        Some(_) if !world.model.is_open(STORE) => (40, 80),
+        Some(record) if !world.model.is_open(STORE) => {
+            (40, if record.last >= world.epoch.ceiling() { 600 } else { 80 })
+        }
         Some(_) if sealed => (80, 15),
         Some(_) => (40, 15),
     };
