@@ -177,7 +177,14 @@ impl Look {
         };
         let me = ObjectRef::from_obj(&*claim);
         ctx.arrival(&claim);
-        let lock = ctx.lock(&key);
+        let lock = match ctx.lock(&key) {
+            Some(lock) => Some(lock),
+            // The claim may have been seen before its lock: ask who knows.
+            None => {
+                let locks: Api<DistributedLock> = Api::namespaced(ctx.client.clone(), &namespace);
+                locks.get_opt(key.name()).await?.map(Arc::new)
+            }
+        };
         let state = lock.as_ref().and_then(|lock| ctx.stores.state(lock.store_name()));
         let (store, open) = match (&lock, state) {
             (None, _) => (Store::NoLock, None),

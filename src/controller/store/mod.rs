@@ -1,6 +1,7 @@
 //! The loop of `LockStore`: one task a store, that connects, reigns, opens the gate and tells the others.
 
 mod link;
+mod mirror;
 mod opening;
 mod reign;
 
@@ -26,6 +27,11 @@ struct Running {
 
 /// Follows the stores of this controller until the watch or a store's loop fails.
 pub(super) async fn run(ctx: Arc<Context>) -> Result<(), Error> {
+    // Nothing is decided about a store before its locks and claims are known.
+    let known = futures::future::join(ctx.locks.wait_until_ready(), ctx.claims.wait_until_ready());
+    if let (Err(_), _) | (_, Err(_)) = known.await {
+        return Err(Error::WatchEnded("DistributedLock"));
+    }
     let api: Api<LockStore> = Api::all(ctx.client.clone());
     let mut objects = std::pin::pin!(watcher(api, watcher::Config::default()).backoff(watch_backoff()));
     let mut running: HashMap<String, Running> = HashMap::new();

@@ -23,10 +23,11 @@ use tracing::info;
 
 use super::super::claim::{rejoin, remembered};
 use super::super::lock::{provision, quarantine};
+use super::mirror;
 use super::reign::{Reign, Trouble};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, DistributedLock, LockClaim, LockStoreStatus};
-use crate::lease::{Epoch, LockKey};
+use crate::lease::{Epoch, FencingToken, LockKey};
 use crate::store::{Control, Heartbeat, Opening};
 
 /// Opens, and says with which epoch.
@@ -57,22 +58,34 @@ pub(super) async fn open(
     Ok(epoch)
 }
 
-/// A fresh epoch, in etcd before anything uses it.
+/// A fresh epoch, in etcd before anything uses it: above every one that etcd's statuses, the mirror, Redis's own key
+/// or an open gate know.
 async fn take_epoch(reign: &Reign, heartbeat: &Heartbeat) -> Result<Epoch, Trouble> {
     let minimum = reign.api().get(&reign.name).await?.spec.minimum_epoch.unwrap_or(0);
-    let since_2026 = Epoch::at_least_since_2026(jiff::Timestamp::now().as_second());
     let now = jiff::Timestamp::now();
+    let since_2026 = Epoch::at_least_since_2026(now.as_second());
+    let elsewhere = told(reign).max(mirror::read(&reign.ctx, &reign.name).await?);
     let status = reign
         .update(|status: &mut LockStoreStatus| {
             let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
-            let used = used.max(heartbeat.gate.map_or(0, Epoch::get));
+            let used = used.max(heartbeat.gate.map_or(0, Epoch::get)).max(elsewhere);
             status.epoch = Some((used + 1).max(minimum).max(since_2026.get()));
             let (is, why) = (ConditionStatus::True, "leases are put back before anything is granted");
             condition::set(&mut status.conditions, types::RECOVERING, is, reasons::OPENING, why, None, now);
         })
         .await?;
     let epoch = status.epoch.and_then(Epoch::new);
-    epoch.ok_or_else(|| Trouble::new(reasons::EPOCH_EXHAUSTED, "there is no epoch left below 2^21"))
+    let epoch = epoch.ok_or_else(|| Trouble::new(reasons::EPOCH_EXHAUSTED, "there is no epoch left below 2^21"))?;
+    mirror::write(&reign.ctx, &reign.name, epoch).await?;
+    Ok(epoch)
+}
+
+/// The highest epoch of a token in the status of a lock of this store.
+fn told(reign: &Reign) -> i64 {
+    let locks = reign.ctx.locks();
+    let ours = locks.iter().filter(|lock| lock.store_name() == reign.name);
+    let tokens = ours.filter_map(|lock| lock.status.as_ref()?.fencing_token).filter_map(FencingToken::new);
+    tokens.map(|token| token.epoch().get()).max().unwrap_or(0)
 }
 
 /// What was put back, to let the waiting claims queue again before anybody else is told.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use leasehold::api::condition::{reasons, types};
 use leasehold::api::{DistributedLock, LockClaim, LockStore};
 use leasehold::lease::{Acquired, Wait};
@@ -186,6 +186,32 @@ async fn a_store_waits_for_its_locks_and_its_prefix_is_free_afterwards() {
     f.ready_lock("a", |_| {}).await;
     f.claim("again", "a", |_| {}).await;
     assert!(f.token_of("again").await > first);
+    let mirror: Api<k8s_openapi::api::core::v1::ConfigMap> = f.test.api();
+    let mirrored = mirror.get("leasehold-epochs").await.unwrap().data.unwrap()[&name].parse().ok();
+    assert_eq!(mirrored, epoch(&current(&f).await));
+}
+
+#[tokio::test]
+async fn a_store_that_was_deleted_goes_on_above_its_epochs_also_beside_an_empty_redis() {
+    let mut f = Fixture::new().await;
+    f.stores().patch(&f.store_name(), &PatchParams::default(), &far_ahead()).await.unwrap();
+    f.redis.kill();
+    f.redis.restart().await;
+    let ahead = f.store_is("is far ahead", |store| epoch(store) >= Some(1_000_000)).await;
+    current(&f).await;
+    f.stores().delete(&f.store_name(), &DeleteParams::default()).await.unwrap();
+    let gone = async || f.stores().get_opt(&f.store_name()).await.ok()?.is_none().then_some(());
+    crate::support::wait_for("the store is gone", LIMIT, gone).await;
+    f.redis.send::<()>("FLUSHALL").await;
+    let again = super::fixture::store(&f.store_name(), &f.redis.address(), &format!("test/{}", f.test.name()));
+    f.stores().create(&kube::api::PostParams::default(), &again).await.unwrap();
+    let store = current(&f).await;
+    assert!(epoch(&store) > epoch(&ahead), "{:?} after {:?}", epoch(&store), epoch(&ahead));
+}
+
+/// As if the store had lived for long.
+fn far_ahead() -> Patch<serde_json::Value> {
+    Patch::Merge(json!({"spec": {"minimumEpoch": 1_000_000}}))
 }
 
 #[tokio::test]

@@ -4,11 +4,11 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use leasehold::api::condition::{self, reasons, types};
-use leasehold::api::{LockStore, NamespacesFrom};
+use leasehold::api::{LockStore, NamespacesFrom, SecretRef, TlsSpec};
 use serde_json::json;
 
 use super::fixture::{Fixture, lock_condition, lock_reason, not_ready, options, ready};
-use crate::support::{Controller, RedisServer};
+use crate::support::{Controller, RedisServer, Scratch, free_port};
 
 fn is_ready(store: &LockStore) -> bool {
     ready(store).is_some_and(|(is, _)| is)
@@ -129,6 +129,52 @@ async fn the_default_store_is_made_once_and_never_overwritten() {
     let store = f.store_is("is Ready", is_ready).await;
     assert_eq!(store.spec.minimum_epoch, Some(5));
     assert_eq!(store.spec.standalone.map(|standalone| standalone.address), Some(f.redis.address()));
+}
+
+/// An authority and two certificates of it, made for one test.
+fn certificates(scratch: &Scratch) {
+    let script = r#"
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.crt
+for who in server client; do
+  openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
+  printf 'subjectAltName=DNS:localhost' > san
+  openssl x509 -req -days 2 -in $who.csr -CA ca.crt -CAkey ca.key -CAcreateserial -extfile san -out $who.crt
+done"#;
+    let made = std::process::Command::new("sh").args(["-ec", script]).current_dir(scratch.path()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+async fn tls_secret(f: &Fixture, scratch: &Scratch, name: &str, files: &[(&str, &str)]) {
+    let read = |file: &str| std::fs::read_to_string(scratch.path().join(file)).unwrap();
+    let data: serde_json::Map<_, _> = files.iter().map(|(key, file)| ((*key).to_owned(), read(file).into())).collect();
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
+    f.test.api::<Secret>().patch(name, &PatchParams::apply("test"), &Patch::Apply(secret)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_is_reached_by_tls_with_a_certificate_of_its_own_in_another_database() {
+    let scratch = Scratch::new("certificates");
+    certificates(&scratch);
+    let file = |name: &str| scratch.path().join(name).display().to_string();
+    let (port, ca, crt, key) = (free_port().to_string(), file("ca.crt"), file("server.crt"), file("server.key"));
+    let tls = ["--tls-port", &port, "--tls-ca-cert-file", &ca, "--tls-cert-file", &crt, "--tls-key-file", &key];
+    let f = Fixture::over(RedisServer::with(&tls).await).await;
+    tls_secret(&f, &scratch, "ca", &[("ca.crt", "ca.crt")]).await;
+    tls_secret(&f, &scratch, "client", &[("tls.crt", "client.crt"), ("tls.key", "client.key")]).await;
+    let name = format!("{}-tls", f.test.name());
+    let address = format!("localhost:{port}");
+    let mut store = super::fixture::store(&name, &address, &format!("test/{}", f.test.name()));
+    let secret = |name: &str| Some(SecretRef { name: name.to_owned() });
+    store.spec.standalone.as_mut().unwrap().database = 3;
+    store.spec.tls = Some(TlsSpec { ca_secret_ref: secret("ca"), client_secret_ref: None });
+    f.stores().create(&PostParams::default(), &store).await.unwrap();
+    let refused = |store: &LockStore| ready(store).is_some_and(|(is, _)| !is);
+    super::fixture::store_is(&f.stores(), &name, "is refused without a certificate", refused).await;
+    let patch = Patch::Merge(json!({"spec": {"tls": {"clientSecretRef": {"name": "client"}}}}));
+    f.stores().patch(&name, &PatchParams::default(), &patch).await.unwrap();
+    super::fixture::store_is(&f.stores(), &name, "is Ready", is_ready).await;
+    let databases: String = f.redis.send("INFO keyspace").await;
+    assert!(databases.contains("db3:keys="), "{databases}");
 }
 
 #[tokio::test]
