@@ -121,7 +121,8 @@ pub struct Provision {
 pub struct Provisioned {
     /// There was no record before.
     pub fresh: bool,
-    /// The record had a token that was never granted; it was put back to the floor.
+    /// The record had a token that was never granted. It is capped right below the ceiling: tokens that were granted
+    /// below it are unknown, so this epoch has none left for the lock, and the next one is due.
     pub tampered: bool,
 }
 
@@ -139,7 +140,7 @@ pub struct Sealed {
 /// When a lock wants the next `expire`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// At the next lease's end or the quarantine's.
+    /// At the end of a lease, of the quarantine or of a waiter's patience, or earlier: at one that was put off.
     In(Duration),
     /// Nothing is due.
     Nothing,

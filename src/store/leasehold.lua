@@ -360,9 +360,10 @@ end
 
 -- Serves the queue from its head until one doesn't fit. A delegated waiter keeps its place and is skipped
 -- while the controller is away. `self` is the caller's own id: it is granted, others get an offer.
-local function promote(l, gate, now, self)
+local function promote(l, now, self)
   local h, index = l.h, 0
   if h.waiters == 0 then return end
+  local gate = open_gate(h.store, now)
   while gate and h.waiters > 0 and open_for_grants(h, gate, now) do
     local m = redis.call('ZRANGE', l.queue, index, index)[1]
     if not m then
@@ -442,11 +443,11 @@ local function contend(l, ask, now)
   end
   if ask.wait == 0 and not can then
     leave_queue(l, id)
-    promote(l, gate, now)
+    promote(l, now)
     return {'busy', retry_ms(h, now, 0)}
   end
   enqueue(l, id, ask, now)
-  promote(l, gate, now, id)
+  promote(l, now, id)
   if l.holder then return granted(l.holder, now) end
   if ask.wait == 0 then
     leave_queue(l, id)
@@ -526,7 +527,7 @@ local ENDED = {r = 'released', e = 'lost', c = 'cancelled'}
 
 local function finish(l, how, now)
   end_hold(l, l.id, l.holder, how, now)
-  promote(l, open_gate(l.h.store, now), now)
+  promote(l, now)
   flush(l)
 end
 
@@ -540,7 +541,7 @@ local function release(keys, args)
     finish(l, 'r', now)
     return {'released'}
   end
-  promote(l, open_gate(l.h.store, now), now)
+  promote(l, now)
   return done(l, {l.ended and ENDED[l.ended] or 'not-held'})
 end
 
@@ -555,7 +556,7 @@ local function cancel(keys, args)
   else
     leave_queue(l, l.id)
     if not l.ended then remember(l, l.id, 'c', now) end
-    promote(l, open_gate(l.h.store, now), now)
+    promote(l, now)
     flush(l)
   end
   return {'cancelled'}
@@ -705,7 +706,7 @@ local function provision(keys, args)
   local gate, no = admitted(keys, args, now)
   if not gate then return no end
   local l, reply = configure_record(keys, args, now)
-  promote(l, gate, now)
+  promote(l, now)
   flush(l)
   return reply
 end
@@ -740,7 +741,7 @@ local function pin(keys, args)
   if not l then return {'unprovisioned'} end
   local o = l.holder
   if not o then
-    promote(l, gate, now)
+    promote(l, now)
     return done(l, {'lost'})
   end
   if o.state ~= 'pinned' then
@@ -765,7 +766,7 @@ local function free(keys, args)
   end
   leave_queue(l, l.id)
   if not l.ended then remember(l, l.id, 'r', now) end
-  promote(l, gate, now)
+  promote(l, now)
   flush(l)
   return {'released'}
 end
@@ -786,11 +787,11 @@ local function prune(l, now)
   return due
 end
 
-local function expire_one(keys, first, gate, now)
+local function expire_one(keys, first, now)
   local l = load(keys, first, '', now)
   if not l then return 'unprovisioned' end
   local at = prune(l, now)
-  promote(l, gate, now)
+  promote(l, now)
   at = sooner(at, l.h.due)
   if l.h.not_before > now then at = sooner(at, l.h.not_before) end
   return done(l, at == 0 and -1 or at - now)
@@ -804,7 +805,7 @@ local function expire(keys, args)
   if not gate then return no end
   local replies = {'ok'}
   for i = 2, #keys, 3 do
-    replies[#replies + 1] = apart(#keys > 4, expire_one, keys, i, gate, now) or 'unprovisioned'
+    replies[#replies + 1] = apart(#keys > 4, expire_one, keys, i, now) or 'unprovisioned'
   end
   return replies
 end

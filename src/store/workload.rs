@@ -71,7 +71,7 @@ pub struct Inspection {
     pub gate_open: bool,
     /// Live and pinned holds and offers, oldest grant first.
     pub holds: Vec<Hold>,
-    /// The ids of the waiters, with whether the controller waits for them.
+    /// The ids of the waiters in the order in which they are served, with whether the controller waits for them.
     pub waiters: Vec<(HolderId, bool)>,
 }
 
@@ -110,7 +110,8 @@ impl Store {
         acquired(self.reply(FUNCTION, &cmd).await?)
     }
 
-    /// Renews holds of any number of locks in one round trip; the answers come in the same order.
+    /// Renews holds of any number of locks in one round trip; the answers come in the same order. Of several, one whose
+    /// record can't be read is answered [`Renewed::Unprovisioned`] and leaves the others alone.
     ///
     /// # Errors
     /// [`StoreError`]: no answer; the holds go on until the deadlines known before.

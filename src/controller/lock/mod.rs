@@ -2,6 +2,8 @@
 
 mod delete;
 mod plan;
+mod record;
+mod report;
 mod status;
 
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use crate::api::{DistributedLock, DistributedLockStatus, FINALIZER, LockClaim, L
 use crate::lease::{Epoch, HolderId, LockKey};
 use crate::store::{Due, HoldState, Inspection, Provision};
 use plan::Step;
+use record::{apply, free_orphans, lower_longest, recover, remember, wake_offered};
+use report::report;
 use status::{Readiness, Write};
 
 pub(super) use plan::{provision, quarantine};
@@ -215,181 +219,3 @@ fn note_missing(ctx: &Context, lock: &DistributedLock, key: &LockKey, missing: b
     })
 }
 
-/// Writes to etcd what must stand there before Redis hears of it.
-async fn remember(ctx: &Context, lock: &DistributedLock, key: &LockKey, longest: i32) -> Result<(), Error> {
-    let mut wanted = lock.clone();
-    let generation = lock.metadata.generation;
-    let status = wanted.status.get_or_insert_default();
-    status.longest_lease_seconds = Some(longest);
-    let first = !condition::is_true(&status.conditions, types::PROVISIONED);
-    if first {
-        let message = "it has a record in Redis: one that is missing was lost";
-        let (type_, reason) = (types::PROVISIONED, reasons::PROVISIONED);
-        condition::set(&mut status.conditions, type_, true, reason, message, generation, Timestamp::now());
-    }
-    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
-    ctx.with_memory(key, |memory| memory.first = first);
-    Ok(())
-}
-
-/// The longest lease is lowered one old lease after the spec was.
-async fn lower_longest(ctx: &Context, lock: &DistributedLock, key: &LockKey) -> Result<(), Error> {
-    let old = lock.longest_lease();
-    if old <= lock.lease_duration() {
-        ctx.with_memory(key, |memory| memory.lowered = None);
-        return Ok(());
-    }
-    let since = ctx.with_memory(key, |memory| *memory.lowered.get_or_insert_with(Instant::now));
-    if since.elapsed() > quarantine(lock) {
-        let mut wanted = lock.clone();
-        let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
-        wanted.status.get_or_insert_default().longest_lease_seconds = Some(lease);
-        replace_status(&api_of(&ctx.client, lock), &wanted).await?;
-    }
-    Ok(())
-}
-
-async fn apply(
-    ctx: &Context,
-    lock: &DistributedLock,
-    key: &LockKey,
-    open: &OpenStore,
-    wanted: &Provision,
-    claims: impl Iterator<Item = &LockClaim>,
-) -> Result<Action, Error> {
-    let first = ctx.with_memory(key, |memory| std::mem::take(&mut memory.first));
-    match open.control.provision(key, wanted).await? {
-        Ok(done) => {
-            if done.tampered {
-                let note = "its record had a token that was never granted; it was put back".to_owned();
-                ctx.events.warning(lock, "RecordTampered", "Provision", note).await;
-            }
-            info!(%key, fresh = done.fresh, "provisioned");
-            if done.fresh {
-                rejoin(ctx, &open.control, key, claims).await?;
-            }
-            ctx.triggers.claims_of(ctx, key);
-            Ok(Action::requeue(Duration::from_millis(1)))
-        }
-        Err(refusal) => {
-            info!(%key, %refusal, "not provisioned now");
-            ctx.with_memory(key, |memory| memory.first = first);
-            Ok(Action::requeue(SOON))
-        }
-    }
-}
-
-/// Makes a lost record again, in an epoch that it can't have granted in: with every delegated hold that etcd
-/// remembers, and without a grant until no direct lease of before can be believed.
-async fn recover(ctx: &Context, lock: &DistributedLock, key: &LockKey, open: &OpenStore) -> Result<Action, Error> {
-    let claims = listed_claims(ctx, lock).await?;
-    let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
-    wanted.quarantine = quarantine(lock);
-    wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
-    let note = format!("its record in Redis was lost; {} delegated holds are put back", wanted.holds.len());
-    let action = apply(ctx, lock, key, open, &wanted, claims.iter()).await?;
-    warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
-    ctx.events.warning(lock, reasons::RECORD_LOST, "Provision", note).await;
-    Ok(action)
-}
-
-/// The claims of a lock's namespace, from a quorum of etcd.
-async fn listed_claims(ctx: &Context, lock: &DistributedLock) -> Result<Vec<LockClaim>, Error> {
-    let namespace = lock.namespace().unwrap_or_default();
-    let api: Api<LockClaim> = Api::namespaced(ctx.client.clone(), &namespace);
-    Ok(api.list(&ListParams::default()).await?.items)
-}
-
-/// A message about an offer may have been lost: whoever has one looks again.
-fn wake_offered(ctx: &Context, record: &Inspection) {
-    for hold in record.holds.iter().filter(|hold| hold.state == HoldState::Offer) {
-        if let Some(claim) = ctx.renewals.claim_of(&hold.id) {
-            ctx.triggers.claim(claim);
-        }
-    }
-}
-
-/// A pinned hold or delegated waiter that no claim records comes from an old copy of Redis, or from a claim that is
-/// gone. It is freed, but only after a list from a quorum has shown that nobody records it.
-async fn free_orphans(
-    ctx: &Context,
-    lock: &DistributedLock,
-    key: &LockKey,
-    open: &OpenStore,
-    record: &Inspection,
-) -> Result<(), Error> {
-    let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
-    let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
-    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| ctx.renewals.claim_of(id).is_none()).collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    let claims = listed_claims(ctx, lock).await?;
-    for id in unknown {
-        let claim = claims.iter().find(|claim| claim.uid().as_deref() == claim_of_id(id));
-        match claim {
-            Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),
-            _ => {
-                warn!(%key, ?id, "freeing what no claim records");
-                if let Err(refusal) = open.control.free(key, id).await? {
-                    info!(%key, %refusal, "not freed now");
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Writes the status if it is time, and says when it will be.
-async fn report(
-    ctx: &Context,
-    lock: &DistributedLock,
-    record: Option<&Inspection>,
-    readiness: &Readiness,
-) -> Result<Duration, Error> {
-    let key = LockKey::new(&lock.namespace().unwrap_or_default(), &lock.name_any())?;
-    let published = lock.status.clone().unwrap_or_default();
-    let truth = status::describe(lock, record, readiness, Timestamp::now());
-    let since = ctx.with_memory(&key, |memory| memory.written).map(|at| at.elapsed());
-    match status::when(&published, &truth, since, lock.lease_duration(), record.map(|record| record.now)) {
-        Write::After(wait) => return Ok(wait),
-        Write::Never => return Ok(SLOW_LOOK),
-        Write::Refresh if !ctx.refreshes.take() => return Ok(SOON),
-        Write::Refresh | Write::Transition => {}
-    }
-    write(ctx, lock, truth.clone()).await?;
-    ctx.with_memory(&key, |memory| memory.written = Some(Instant::now()));
-    tell_changes(ctx, lock, &published, &truth).await;
-    Ok(lock.lease_duration().min(SLOW_LOOK))
-}
-
-async fn write(ctx: &Context, lock: &DistributedLock, status: DistributedLockStatus) -> Result<(), Error> {
-    let mut wanted = lock.clone();
-    wanted.status = Some(status);
-    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
-    ctx.metrics.status_writes.inc();
-    Ok(())
-}
-
-/// One Event a change: who has it now, or why it is not usable.
-async fn tell_changes(
-    ctx: &Context,
-    lock: &DistributedLock,
-    before: &DistributedLockStatus,
-    after: &DistributedLockStatus,
-) {
-    let known = |id: &str| before.holders.iter().any(|holder| holder.id == id);
-    for holder in after.holders.iter().filter(|holder| !known(&holder.id)) {
-        let note = format!("{} holds it with token {}", holder.identity, holder.fencing_token);
-        ctx.events.normal(lock, "Acquired", "Grant", note).await;
-    }
-    if !before.holders.is_empty() && after.holders.is_empty() {
-        ctx.events.normal(lock, "Released", "Release", "nobody holds it".into()).await;
-    }
-    let ready = |status: &DistributedLockStatus| condition::get(&status.conditions, types::READY).cloned();
-    if let Some(now) = ready(after).filter(|now| now.status != true.into())
-        && ready(before).is_none_or(|then| then.reason != now.reason)
-    {
-        ctx.events.warning(lock, &now.reason, "Reconcile", now.message).await;
-    }
-}

@@ -1,21 +1,27 @@
 //! The connection of one store: from its spec and Secrets to a server that may be used.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
+use kube::runtime::reflector::ObjectRef;
+use tracing::{info, warn};
 
 use super::super::Context;
-use super::reign::Trouble;
-use crate::api::{LockStore, condition::reasons};
-use crate::store::{Endpoint, LIBRARY_SOURCE, LibraryState, Password, ServerFacts, Store, Tls};
+use super::trouble::Trouble;
+use crate::api::condition::reasons;
+use crate::api::{DistributedLock, LockStore};
+use crate::store::{Changes, Endpoint, LIBRARY_SOURCE, LibraryState, Password, ServerFacts, Store, Tls};
 
 /// How often version and memory policy are looked at again.
 const FACTS_EVERY: Duration = Duration::from_secs(30);
 
 /// A connection and what is known of the server behind it.
 pub(super) struct Link {
-    pub(super) endpoint: Endpoint,
+    endpoint: Endpoint,
     pub(super) prefix: String,
     pub(super) store: Store,
     facts: Option<(ServerFacts, Instant)>,
@@ -62,6 +68,26 @@ impl Link {
         self.facts = None;
     }
 
+    /// Listens to changes, and turns them into triggers, until the connection ends.
+    pub(super) fn listen(&self, ctx: Arc<Context>, name: &str) -> impl Future<Output = ()> + Send + use<> {
+        let (endpoint, prefix, name) = (self.endpoint.clone(), self.prefix.clone(), name.to_owned());
+        async move {
+            let changes = match endpoint.changes(&prefix).await {
+                Ok(changes) => changes,
+                Err(error) => return warn!(store = name, %error, "can't listen to changes; the slow look goes on"),
+            };
+            // What changed before is looked at now.
+            ctx.triggers.all_of_store(&ctx, &name);
+            let mut changes = pin!(changes);
+            while let Some(Changes { lock, offered }) = changes.next().await {
+                ctx.triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
+                if let Some(claim) = offered.and_then(|id| ctx.renewals.claim_of(&id)) {
+                    ctx.triggers.claim(claim);
+                }
+            }
+        }
+    }
+
     /// Loads the library where it is missing or older; a newer one stays.
     pub(super) async fn ensure_library(&self) -> Result<(), Trouble> {
         if self.store.library().await? == LibraryState::Missing {
@@ -70,7 +96,7 @@ impl Link {
                 let message = format!("the function library could not be loaded: {cause}");
                 Trouble::new(reasons::LIBRARY_NOT_LOADED, message)
             })?;
-            tracing::info!("loaded the function library");
+            info!("loaded the function library");
         }
         Ok(())
     }

@@ -1,9 +1,12 @@
 //! The loop of `LockStore`: one task a store, that connects, reigns, opens the gate and tells the others.
 
+mod ledger;
 mod link;
 mod mirror;
 mod opening;
 mod reign;
+mod report;
+mod trouble;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -21,72 +21,16 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
+use super::super::Context;
 use super::super::claim::{rejoin, remembered};
 use super::super::lock::{provision, quarantine};
+use super::ledger::Ledger;
 use super::mirror;
-use super::reign::{Reign, Trouble};
+use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, DistributedLock, LockClaim, LockStoreStatus};
 use crate::lease::{Epoch, FencingToken, LockKey};
 use crate::store::{Control, Heartbeat, Opening};
-
-/// Opens, and says with which epoch.
-pub(super) async fn open(
-    reign: &Reign,
-    control: &Control,
-    heartbeat: &Heartbeat,
-    incarnation: &str,
-) -> Result<Epoch, Trouble> {
-    let status = reign.api().get_status(&reign.name).await?.status.unwrap_or_default();
-    let known = status.incarnation.as_deref() == Some(incarnation);
-    let reload = known && heartbeat.gate.is_none();
-    let epoch = match status.epoch.and_then(Epoch::new).filter(|_| reload) {
-        Some(epoch) => epoch.max(heartbeat.epoch),
-        None => take_epoch(reign, heartbeat).await?,
-    };
-    let Heartbeat { run_id, replid, .. } = heartbeat.clone();
-    let opening = Opening { run_id, replid, epoch };
-    let restored = match heartbeat.gate {
-        None if !known => restore(reign, control, &opening).await?,
-        _ => Restored::default(),
-    };
-    control.open(&opening).await??;
-    for lock in &restored.locks {
-        rejoin(&reign.ctx, control, lock, restored.claims.iter()).await?;
-    }
-    info!(store = reign.name, epoch = epoch.get(), incarnation, "the gate is open");
-    Ok(epoch)
-}
-
-/// A fresh epoch, in etcd before anything uses it: above every one that etcd's statuses, the mirror, Redis's own key
-/// or an open gate know.
-async fn take_epoch(reign: &Reign, heartbeat: &Heartbeat) -> Result<Epoch, Trouble> {
-    let minimum = reign.api().get(&reign.name).await?.spec.minimum_epoch.unwrap_or(0);
-    let now = jiff::Timestamp::now();
-    let since_2026 = Epoch::at_least_since_2026(now.as_second());
-    let elsewhere = told(reign).max(mirror::read(&reign.ctx, &reign.name).await?);
-    let status = reign
-        .update(|status: &mut LockStoreStatus| {
-            let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
-            let used = used.max(heartbeat.gate.map_or(0, Epoch::get)).max(elsewhere);
-            status.epoch = Some((used + 1).max(minimum).max(since_2026.get()));
-            let (is, why) = (ConditionStatus::True, "leases are put back before anything is granted");
-            condition::set(&mut status.conditions, types::RECOVERING, is, reasons::OPENING, why, None, now);
-        })
-        .await?;
-    let epoch = status.epoch.and_then(Epoch::new);
-    let epoch = epoch.ok_or_else(|| Trouble::new(reasons::EPOCH_EXHAUSTED, "there is no epoch left below 2^21"))?;
-    mirror::write(&reign.ctx, &reign.name, epoch).await?;
-    Ok(epoch)
-}
-
-/// The highest epoch of a token in the status of a lock of this store.
-fn told(reign: &Reign) -> i64 {
-    let locks = reign.ctx.locks();
-    let ours = locks.iter().filter(|lock| lock.store_name() == reign.name);
-    let tokens = ours.filter_map(|lock| lock.status.as_ref()?.fencing_token).filter_map(FencingToken::new);
-    tokens.map(|token| token.epoch().get()).max().unwrap_or(0)
-}
 
 /// What was put back, to let the waiting claims queue again before anybody else is told.
 #[derive(Default)]
@@ -95,28 +39,94 @@ struct Restored {
     claims: Vec<LockClaim>,
 }
 
-async fn restore(reign: &Reign, control: &Control, opening: &Opening) -> Result<Restored, Trouble> {
-    let client = reign.ctx.client.clone();
-    // No resourceVersion: the API server answers from a quorum of etcd.
-    let locks = Api::<DistributedLock>::all(client.clone()).list(&ListParams::default()).await?;
-    let claims = Api::<LockClaim>::all(client).list(&ListParams::default()).await?;
-    let seen = reign.seen.as_ref().map_or_else(Instant::now, |(_, since)| *since);
-    let mut restored = Vec::new();
-    for lock in &locks.items {
-        let provisioned =
-            lock.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
-        if lock.store_name() != reign.name || !provisioned {
-            continue;
-        }
-        let namespace = lock.namespace().unwrap_or_default();
-        let Ok(key) = LockKey::new(&namespace, &lock.name_any()) else {
-            continue;
+/// Who opens.
+pub(super) struct Opener<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) name: &'a str,
+    pub(super) ledger: &'a Ledger,
+    /// When this incarnation was first seen, on our own clock.
+    pub(super) since: Instant,
+    pub(super) control: &'a Control,
+}
+
+impl Opener<'_> {
+    /// Opens, and says with which epoch.
+    pub(super) async fn open(&self, heartbeat: &Heartbeat, incarnation: &str) -> Result<Epoch, Trouble> {
+        let status = self.ledger.api().get_status(self.name).await?.status.unwrap_or_default();
+        let known = status.incarnation.as_deref() == Some(incarnation);
+        let reload = known && heartbeat.gate.is_none();
+        let epoch = match status.epoch.and_then(Epoch::new).filter(|_| reload) {
+            Some(epoch) => epoch.max(heartbeat.epoch),
+            None => self.take_epoch(heartbeat).await?,
         };
-        let mut wanted = provision(lock, opening.epoch, reign.ctx.stores.token_floor(&reign.name));
-        wanted.quarantine = quarantine(lock).saturating_sub(seen.elapsed());
-        wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
-        control.restore(&key, &wanted, opening).await??;
-        restored.push(key);
+        let Heartbeat { run_id, replid, .. } = heartbeat.clone();
+        let opening = Opening { run_id, replid, epoch };
+        let restored = match heartbeat.gate {
+            None if !known => self.restore(&opening).await?,
+            _ => Restored::default(),
+        };
+        self.control.open(&opening).await??;
+        for lock in &restored.locks {
+            rejoin(self.ctx, self.control, lock, restored.claims.iter()).await?;
+        }
+        info!(store = self.name, epoch = epoch.get(), incarnation, "the gate is open");
+        Ok(epoch)
     }
-    Ok(Restored { locks: restored, claims: claims.items })
+
+    /// A fresh epoch, in etcd before anything uses it: above every one that etcd's statuses, the mirror, Redis's own key
+    /// or an open gate know.
+    async fn take_epoch(&self, heartbeat: &Heartbeat) -> Result<Epoch, Trouble> {
+        let minimum = self.ledger.api().get(self.name).await?.spec.minimum_epoch.unwrap_or(0);
+        let now = jiff::Timestamp::now();
+        let since_2026 = Epoch::at_least_since_2026(now.as_second());
+        let elsewhere = self.told().max(mirror::read(self.ctx, self.name).await?);
+        let status = self
+            .ledger
+            .update(|status: &mut LockStoreStatus| {
+                let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
+                let used = used.max(heartbeat.gate.map_or(0, Epoch::get)).max(elsewhere);
+                status.epoch = Some((used + 1).max(minimum).max(since_2026.get()));
+                let (is, why) = (ConditionStatus::True, "leases are put back before anything is granted");
+                condition::set(&mut status.conditions, types::RECOVERING, is, reasons::OPENING, why, None, now);
+            })
+            .await?;
+        let epoch = status.epoch.and_then(Epoch::new);
+        let epoch = epoch.ok_or_else(|| Trouble::new(reasons::EPOCH_EXHAUSTED, "there is no epoch left below 2^21"))?;
+        mirror::write(self.ctx, self.name, epoch).await?;
+        Ok(epoch)
+    }
+
+    /// The highest epoch of a token in the status of a lock of this store.
+    fn told(&self) -> i64 {
+        let locks = self.ctx.locks();
+        let ours = locks.iter().filter(|lock| lock.store_name() == self.name);
+        let tokens = ours.filter_map(|lock| lock.status.as_ref()?.fencing_token).filter_map(FencingToken::new);
+        tokens.map(|token| token.epoch().get()).max().unwrap_or(0)
+    }
+
+    /// Puts back every lock of this store that was ever provisioned.
+    async fn restore(&self, opening: &Opening) -> Result<Restored, Trouble> {
+        let client = self.ctx.client.clone();
+        // No resourceVersion: the API server answers from a quorum of etcd.
+        let locks = Api::<DistributedLock>::all(client.clone()).list(&ListParams::default()).await?;
+        let claims = Api::<LockClaim>::all(client).list(&ListParams::default()).await?;
+        let mut restored = Vec::new();
+        for lock in &locks.items {
+            let provisioned =
+                lock.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
+            if lock.store_name() != self.name || !provisioned {
+                continue;
+            }
+            let namespace = lock.namespace().unwrap_or_default();
+            let Ok(key) = LockKey::new(&namespace, &lock.name_any()) else {
+                continue;
+            };
+            let mut wanted = provision(lock, opening.epoch, self.ctx.stores.token_floor(self.name));
+            wanted.quarantine = quarantine(lock).saturating_sub(self.since.elapsed());
+            wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
+            self.control.restore(&key, &wanted, opening).await??;
+            restored.push(key);
+        }
+        Ok(Restored { locks: restored, claims: claims.items })
+    }
 }

@@ -1,0 +1,326 @@
+//! The steps of a claim's walk: each does one thing in Redis or etcd, and says what is next.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, EvictParams, Preconditions};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use tracing::info;
+
+use super::super::renewals::Kept;
+use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
+use super::super::Error;
+use super::plan::{self, Step};
+use super::pod::Fate;
+use super::{Look, SOON, request};
+use crate::api::condition::{self, reasons, types};
+use crate::api::{ClaimedLock, FINALIZER, LOCK_LABEL, LockClaim, LockClaimStatus, time};
+use crate::lease::{Acquired, Grant, Renewed};
+use crate::store::Refusal;
+
+/// What one step leaves to do.
+pub(super) enum Next {
+    /// Decide again, from what was written.
+    Again(Box<LockClaim>),
+    /// Look again after so long, or when something changes.
+    Rest(Option<Duration>),
+}
+
+impl Look {
+    /// Takes the step.
+    pub(super) async fn apply(&self, step: Step) -> Result<Next, Error> {
+        match step {
+            Step::AddFinalizer => {
+                let mut finalizers = self.claim.finalizers().to_vec();
+                finalizers.push(FINALIZER.to_owned());
+                let labels = json!({ (format!("{LOCK_LABEL}{}", self.key.name())): "" });
+                let metadata = json!({ "finalizers": finalizers, "labels": labels });
+                Ok(Next::Again(Box::new(patch_metadata(&self.api(), &*self.claim, metadata).await?)))
+            }
+            Step::Contend => self.contend().await,
+            Step::Pin => self.pin().await,
+            Step::Release(reason, message) => self.release(reason, &message).await,
+            Step::Free => self.free().await,
+            Step::Finish(reason, message) => {
+                self.withdraw().await?;
+                self.finish(reason, &message).await
+            }
+            Step::Withdraw => {
+                self.withdraw().await?;
+                self.let_go().await
+            }
+            Step::RemoveFinalizer => self.let_go().await,
+            Step::Delete => self.delete().await,
+            Step::EvictPod => self.evict().await,
+            Step::Keep(within, note) => self.keep(within, note).await,
+            Step::Wait(reason, message) => self.wait(reason, &message, None).await,
+            Step::Rest(wait) => Ok(Next::Rest(wait)),
+        }
+    }
+
+    fn api(&self) -> Api<LockClaim> {
+        api_of(&self.ctx.client, &*self.claim)
+    }
+
+    /// Changes the status, with the generation in every condition.
+    async fn write(&self, change: impl FnOnce(&mut LockClaimStatus)) -> Result<Next, Error> {
+        let mut wanted = (*self.claim).clone();
+        let generation = self.claim.metadata.generation;
+        let status = wanted.status.get_or_insert_default();
+        status.observed_generation = generation;
+        status.lock_names = Some(self.claim.lock_names());
+        status.attempt.get_or_insert(1);
+        status.start_time.get_or_insert_with(|| time::seconds(self.facts.now));
+        let active = "it waits or holds";
+        condition::set(
+            &mut status.conditions,
+            types::FINISHED,
+            false,
+            reasons::ACTIVE,
+            active,
+            generation,
+            self.facts.now,
+        );
+        change(status);
+        if wanted.status == self.claim.status {
+            return Ok(Next::Rest(None));
+        }
+        let written = replace_status(&self.api(), &wanted).await?;
+        self.ctx.metrics.status_writes.inc();
+        Ok(Next::Again(Box::new(written)))
+    }
+
+    fn held(&self, status: &mut LockClaimStatus, held: bool, reason: &str, message: &str) {
+        let (generation, now) = (self.claim.metadata.generation, self.facts.now);
+        condition::set(&mut status.conditions, types::HELD, held, reason, message, generation, now);
+    }
+
+    fn keep_in_mind(&self, held: bool) {
+        let Some(lock) = &self.lock else { return };
+        let kept = Kept {
+            claim: self.me.clone(),
+            lock: self.key.clone(),
+            store: lock.store_name().to_owned(),
+            lease: held.then(|| lock.lease_duration()),
+        };
+        self.ctx.renewals.keep(self.id.clone(), kept);
+    }
+
+    async fn contend(&self) -> Result<Next, Error> {
+        let Some(open) = &self.open else {
+            return Ok(Next::Rest(Some(SOON)));
+        };
+        let Some(request) = request(&self.claim, self.facts.now) else {
+            return Ok(Next::Rest(None));
+        };
+        self.keep_in_mind(false);
+        let answer = match open.control.claim(&self.key, &request).await? {
+            Ok(answer) => answer,
+            Err(refusal) => return self.refused(&refusal),
+        };
+        match answer {
+            Acquired::Granted(grant) => self.granted(grant).await,
+            Acquired::Queued { .. } => {
+                let left = plan::wait_left(&self.claim, self.facts.now);
+                self.wait(reasons::WAITING, "it waits for its turn", left).await
+            }
+            Acquired::Busy { .. } => {
+                let at_once = self.claim.wait_timeout() == Some(Duration::ZERO);
+                let (reason, message) = if at_once {
+                    (reasons::BUSY, "the lock is held, and the claim doesn't wait")
+                } else {
+                    (reasons::WAIT_TIMEOUT, "it was not granted within waitTimeoutSeconds")
+                };
+                self.finish(reason, message).await
+            }
+            Acquired::Lost => self.next_attempt().await,
+            Acquired::Unsatisfiable { permits } => {
+                let message = format!("it asks for more than the {permits} permits that the lock has");
+                self.finish(reasons::UNSATISFIABLE, &message).await
+            }
+            Acquired::Sealed => self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await,
+            Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted => {
+                self.ctx.triggers.lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
+                let message = "the lock's record in Redis is being made";
+                self.wait(reasons::STORE_NOT_READY, message, Some(SOON)).await
+            }
+        }
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Result<Next, Error> {
+        info!(claim = %self.me, %refusal, "not asked now");
+        Ok(Next::Rest(Some(SOON)))
+    }
+
+    async fn granted(&self, grant: Grant) -> Result<Next, Error> {
+        let name = self.key.name().to_owned();
+        self.write(|status| {
+            status.holder_id = Some(self.id.as_str().to_owned());
+            status.fencing_token = Some(grant.token.get());
+            let acquire_time = time::micros(self.facts.now);
+            status.locks =
+                vec![ClaimedLock { name, fencing_token: grant.token.get(), acquire_time, expire_time: None }];
+            self.held(status, false, reasons::GRANTED, "it was granted and is being recorded");
+        })
+        .await
+    }
+
+    /// The attempt has ended before it was told: the next one begins at the end of the queue.
+    async fn next_attempt(&self) -> Result<Next, Error> {
+        self.ctx.renewals.forget(&self.id);
+        self.write(|status| {
+            status.attempt = Some(plan::attempt(&self.claim).saturating_add(1));
+            status.holder_id = None;
+            status.fencing_token = None;
+            status.locks.clear();
+            self.held(status, false, reasons::WAITING, "it waits for its turn");
+        })
+        .await
+    }
+
+    async fn pin(&self) -> Result<Next, Error> {
+        let Some(open) = &self.open else {
+            return Ok(Next::Rest(Some(SOON)));
+        };
+        match open.control.pin(&self.key, &self.id).await? {
+            Err(refusal) => self.refused(&refusal),
+            // The record was lost: its recovery puts this hold back, since etcd has it.
+            Ok(Renewed::Unprovisioned) => {
+                self.ctx.triggers.lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
+                Ok(Next::Rest(Some(SOON)))
+            }
+            Ok(Renewed::Lost | Renewed::NotHeld) => self.next_attempt().await,
+            Ok(Renewed::Held(grant)) => self.tell(grant).await,
+        }
+    }
+
+    async fn tell(&self, grant: Grant) -> Result<Next, Error> {
+        self.keep_in_mind(true);
+        let next = self
+            .write(|status| {
+                status.node_name = self.node().or(status.node_name.take());
+                self.held(status, true, reasons::HELD, &format!("it holds with token {}", grant.token));
+            })
+            .await?;
+        let note = format!("holds {} with token {}", self.key.name(), grant.token);
+        self.ctx.events.normal(&*self.claim, "Acquired", "Grant", note).await;
+        Ok(next)
+    }
+
+    fn node(&self) -> Option<String> {
+        match &self.facts.pod {
+            Some(Fate::Alive { node }) => node.clone(),
+            _ => None,
+        }
+    }
+
+    async fn keep(&self, within: Option<Duration>, note: Option<(&'static str, String)>) -> Result<Next, Error> {
+        self.keep_in_mind(true);
+        let token = plan::recorded_token(&self.claim).map(|token| token.to_string()).unwrap_or_default();
+        let (reason, message) = note.unwrap_or((reasons::HELD, format!("it holds with token {token}")));
+        let next = self
+            .write(|status| {
+                status.node_name = self.node().or(status.node_name.take());
+                self.held(status, true, reason, &message);
+            })
+            .await?;
+        if matches!(next, Next::Again(_)) && reason == reasons::HOLDER_UNREACHABLE {
+            self.ctx.events.warning(&*self.claim, reason, "Keep", message).await;
+        }
+        Ok(Next::Rest(within))
+    }
+
+    async fn release(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
+        let next = self.write(|status| self.held(status, false, reasons::RELEASING, message)).await?;
+        self.ctx.events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
+        Ok(next)
+    }
+
+    /// Without the store the claim need not wait: etcd has let it go, and a pinned hold that etcd doesn't have is
+    /// freed when the store is back.
+    async fn free(&self) -> Result<Next, Error> {
+        if let Some(open) = &self.open {
+            match open.control.free(&self.key, &self.id).await? {
+                Ok(()) | Err(Refusal::Unprovisioned) => {}
+                Err(refusal) => return self.refused(&refusal),
+            }
+        } else if self.lock.is_some() && self.claim.metadata.deletion_timestamp.is_none() {
+            return Ok(Next::Rest(Some(SOON)));
+        }
+        self.ctx.renewals.forget(&self.id);
+        if self.claim.metadata.deletion_timestamp.is_some() {
+            return self.let_go().await;
+        }
+        let held = self.claim.status.as_ref().and_then(|s| condition::get(&s.conditions, types::HELD)).cloned();
+        self.finish(reasons::RELEASED, &held.map(|held| held.message).unwrap_or_default()).await
+    }
+
+    /// Leaves the queue.
+    async fn withdraw(&self) -> Result<(), Error> {
+        if let Some(open) = &self.open
+            && let Err(refusal) = open.control.free(&self.key, &self.id).await?
+            && refusal != Refusal::Unprovisioned
+        {
+            info!(claim = %self.me, %refusal, "left in the queue; it is freed when the store is open");
+        }
+        self.ctx.renewals.forget(&self.id);
+        Ok(())
+    }
+
+    async fn finish(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
+        self.ctx.renewals.forget(&self.id);
+        let next = self
+            .write(|status| {
+                let (generation, now) = (self.claim.metadata.generation, self.facts.now);
+                self.held(status, false, reason, message);
+                condition::set(&mut status.conditions, types::FINISHED, true, reason, message, generation, now);
+                status.finish_time = Some(time::seconds(now));
+            })
+            .await?;
+        if reason != reasons::RELEASED {
+            self.ctx.events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
+        }
+        Ok(next)
+    }
+
+    async fn wait(&self, reason: &'static str, message: &str, within: Option<Duration>) -> Result<Next, Error> {
+        self.write(|status| self.held(status, false, reason, message)).await?;
+        Ok(Next::Rest(within))
+    }
+
+    async fn let_go(&self) -> Result<Next, Error> {
+        self.ctx.forget_claim(&self.me);
+        set_finalizer(&self.api(), &*self.claim, false).await?;
+        Ok(Next::Rest(None))
+    }
+
+    async fn delete(&self) -> Result<Next, Error> {
+        let (uid, resource_version) = (self.claim.uid(), self.claim.resource_version());
+        let preconditions = Some(Preconditions { uid, resource_version });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        self.api().delete(&self.claim.name_any(), &params).await?;
+        Ok(Next::Rest(None))
+    }
+
+    /// The hold goes when the pod has ended. A budget that forbids the eviction is said, and asked again.
+    async fn evict(&self) -> Result<Next, Error> {
+        let Some(holder) = &self.claim.spec.holder_ref else {
+            return Ok(Next::Rest(None));
+        };
+        self.keep_in_mind(true);
+        let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), self.key.namespace());
+        let preconditions = Some(Preconditions { uid: Some(holder.uid.clone()), resource_version: None });
+        let delete_options = Some(DeleteParams { preconditions, ..DeleteParams::default() });
+        let params = EvictParams { delete_options, ..EvictParams::default() };
+        let message = match pods.evict(&holder.name, &params).await {
+            Ok(_) => "it has held for maxHoldSeconds: its pod is being evicted".to_owned(),
+            Err(error) => {
+                format!("it has held for maxHoldSeconds, but its pod can't be evicted: {error}")
+            }
+        };
+        self.write(|status| self.held(status, true, reasons::MAX_HOLD_EXCEEDED, &message)).await?;
+        Ok(Next::Rest(Some(Duration::from_secs(10))))
+    }
+}

@@ -1,0 +1,147 @@
+//! A lock's record in Redis: made, changed, made again after a loss, and cleaned of what nobody records.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use kube::api::ListParams;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use tracing::{info, warn};
+
+use super::super::claim::{claim_of_id, records, rejoin, remembered};
+use super::super::stores::OpenStore;
+use super::super::writes::{api_of, replace_status};
+use super::super::{Context, Error};
+use super::SOON;
+use super::plan::{provision, quarantine};
+use crate::api::condition::{self, reasons, types};
+use crate::api::{DistributedLock, LockClaim};
+use crate::lease::{HolderId, LockKey};
+use crate::store::{HoldState, Inspection, Provision};
+
+/// Writes to etcd what must stand there before Redis hears of it.
+pub(super) async fn remember(ctx: &Context, lock: &DistributedLock, key: &LockKey, longest: i32) -> Result<(), Error> {
+    let mut wanted = lock.clone();
+    let generation = lock.metadata.generation;
+    let status = wanted.status.get_or_insert_default();
+    status.longest_lease_seconds = Some(longest);
+    let first = !condition::is_true(&status.conditions, types::PROVISIONED);
+    if first {
+        let message = "it has a record in Redis: one that is missing was lost";
+        let (type_, reason) = (types::PROVISIONED, reasons::PROVISIONED);
+        condition::set(&mut status.conditions, type_, true, reason, message, generation, Timestamp::now());
+    }
+    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    ctx.with_memory(key, |memory| memory.first = first);
+    Ok(())
+}
+
+/// The longest lease is lowered one old lease after the spec was.
+pub(super) async fn lower_longest(ctx: &Context, lock: &DistributedLock, key: &LockKey) -> Result<(), Error> {
+    let old = lock.longest_lease();
+    if old <= lock.lease_duration() {
+        ctx.with_memory(key, |memory| memory.lowered = None);
+        return Ok(());
+    }
+    let since = ctx.with_memory(key, |memory| *memory.lowered.get_or_insert_with(Instant::now));
+    if since.elapsed() > quarantine(lock) {
+        let mut wanted = lock.clone();
+        let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
+        wanted.status.get_or_insert_default().longest_lease_seconds = Some(lease);
+        replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn apply(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+    wanted: &Provision,
+    claims: impl Iterator<Item = &LockClaim>,
+) -> Result<Action, Error> {
+    let first = ctx.with_memory(key, |memory| std::mem::take(&mut memory.first));
+    match open.control.provision(key, wanted).await? {
+        Ok(done) => {
+            if done.tampered {
+                let note = "its record had a token that was never granted; it was put back".to_owned();
+                ctx.events.warning(lock, "RecordTampered", "Provision", note).await;
+            }
+            info!(%key, fresh = done.fresh, "provisioned");
+            if done.fresh {
+                rejoin(ctx, &open.control, key, claims).await?;
+            }
+            ctx.triggers.claims_of(ctx, key);
+            Ok(Action::requeue(Duration::from_millis(1)))
+        }
+        Err(refusal) => {
+            info!(%key, %refusal, "not provisioned now");
+            ctx.with_memory(key, |memory| memory.first = first);
+            Ok(Action::requeue(SOON))
+        }
+    }
+}
+
+/// Makes a lost record again, in an epoch that it can't have granted in: with every delegated hold that etcd
+/// remembers, and without a grant until no direct lease of before can be believed.
+pub(super) async fn recover(ctx: &Context, lock: &DistributedLock, key: &LockKey, open: &OpenStore) -> Result<Action, Error> {
+    let claims = listed_claims(ctx, lock).await?;
+    let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
+    wanted.quarantine = quarantine(lock);
+    wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
+    let note = format!("its record in Redis was lost; {} delegated holds are put back", wanted.holds.len());
+    let action = apply(ctx, lock, key, open, &wanted, claims.iter()).await?;
+    warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
+    ctx.events.warning(lock, reasons::RECORD_LOST, "Provision", note).await;
+    Ok(action)
+}
+
+/// The claims of a lock's namespace, from a quorum of etcd.
+pub(super) async fn listed_claims(ctx: &Context, lock: &DistributedLock) -> Result<Vec<LockClaim>, Error> {
+    let namespace = lock.namespace().unwrap_or_default();
+    let api: Api<LockClaim> = Api::namespaced(ctx.client.clone(), &namespace);
+    Ok(api.list(&ListParams::default()).await?.items)
+}
+
+/// A message about an offer may have been lost: whoever has one looks again.
+pub(super) fn wake_offered(ctx: &Context, record: &Inspection) {
+    for hold in record.holds.iter().filter(|hold| hold.state == HoldState::Offer) {
+        if let Some(claim) = ctx.renewals.claim_of(&hold.id) {
+            ctx.triggers.claim(claim);
+        }
+    }
+}
+
+/// A pinned hold or delegated waiter that no claim records comes from an old copy of Redis, or from a claim that is
+/// gone. It is freed, but only after a list from a quorum has shown that nobody records it.
+pub(super) async fn free_orphans(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+    record: &Inspection,
+) -> Result<(), Error> {
+    let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
+    let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
+    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| ctx.renewals.claim_of(id).is_none()).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let claims = listed_claims(ctx, lock).await?;
+    for id in unknown {
+        let claim = claims.iter().find(|claim| claim.uid().as_deref() == claim_of_id(id));
+        match claim {
+            Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),
+            _ => {
+                warn!(%key, ?id, "freeing what no claim records");
+                if let Err(refusal) = open.control.free(key, id).await? {
+                    info!(%key, %refusal, "not freed now");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+

@@ -1,0 +1,69 @@
+//! Writing a lock's status, and its Events.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::super::writes::{api_of, replace_status};
+use super::super::{Context, Error};
+use super::status::{self, Readiness, Write};
+use super::{SLOW_LOOK, SOON};
+use crate::api::condition::{self, types};
+use crate::api::{DistributedLock, DistributedLockStatus};
+use crate::lease::LockKey;
+use crate::store::Inspection;
+
+/// Writes the status if it is time, and says when it will be.
+pub(super) async fn report(
+    ctx: &Context,
+    lock: &DistributedLock,
+    record: Option<&Inspection>,
+    readiness: &Readiness,
+) -> Result<Duration, Error> {
+    let key = LockKey::new(&lock.namespace().unwrap_or_default(), &lock.name_any())?;
+    let published = lock.status.clone().unwrap_or_default();
+    let truth = status::describe(lock, record, readiness, Timestamp::now());
+    let since = ctx.with_memory(&key, |memory| memory.written).map(|at| at.elapsed());
+    match status::when(&published, &truth, since, lock.lease_duration(), record.map(|record| record.now)) {
+        Write::After(wait) => return Ok(wait),
+        Write::Never => return Ok(SLOW_LOOK),
+        Write::Refresh if !ctx.refreshes.take() => return Ok(SOON),
+        Write::Refresh | Write::Transition => {}
+    }
+    write(ctx, lock, truth.clone()).await?;
+    ctx.with_memory(&key, |memory| memory.written = Some(Instant::now()));
+    tell_changes(ctx, lock, &published, &truth).await;
+    Ok(lock.lease_duration().min(SLOW_LOOK))
+}
+
+async fn write(ctx: &Context, lock: &DistributedLock, status: DistributedLockStatus) -> Result<(), Error> {
+    let mut wanted = lock.clone();
+    wanted.status = Some(status);
+    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    ctx.metrics.status_writes.inc();
+    Ok(())
+}
+
+/// One Event a change: who has it now, or why it is not usable.
+async fn tell_changes(
+    ctx: &Context,
+    lock: &DistributedLock,
+    before: &DistributedLockStatus,
+    after: &DistributedLockStatus,
+) {
+    let known = |id: &str| before.holders.iter().any(|holder| holder.id == id);
+    for holder in after.holders.iter().filter(|holder| !known(&holder.id)) {
+        let note = format!("{} holds it with token {}", holder.identity, holder.fencing_token);
+        ctx.events.normal(lock, "Acquired", "Grant", note).await;
+    }
+    if !before.holders.is_empty() && after.holders.is_empty() {
+        ctx.events.normal(lock, "Released", "Release", "nobody holds it".into()).await;
+    }
+    let ready = |status: &DistributedLockStatus| condition::get(&status.conditions, types::READY).cloned();
+    if let Some(now) = ready(after).filter(|now| now.status != true.into())
+        && ready(before).is_none_or(|then| then.reason != now.reason)
+    {
+        ctx.events.warning(lock, &now.reason, "Reconcile", now.message).await;
+    }
+}

@@ -1,0 +1,89 @@
+//! What etcd remembers of a store: `LockStore.status`, changed by compare-and-swap only.
+
+use std::sync::Arc;
+
+use kube::{Api, Client};
+use tracing::info;
+
+use super::super::writes::{is_conflict, replace_status};
+use super::trouble::Trouble;
+use crate::api::condition::reasons;
+use crate::api::{LockStore, LockStoreStatus};
+
+/// How often a conflicting status write is decided again.
+const TRIES: u32 = 5;
+
+/// The status of one store, in one reign.
+#[derive(Clone)]
+pub(super) struct Ledger {
+    client: Client,
+    name: Arc<str>,
+    term: Option<i64>,
+}
+
+impl Ledger {
+    /// Before the reign has begun.
+    pub(super) fn new(client: Client, name: &str) -> Self {
+        Self { client, name: name.into(), term: None }
+    }
+
+    /// The term of this reign, once it has begun.
+    pub(super) fn term(&self) -> Option<i64> {
+        self.term
+    }
+
+    pub(super) fn api(&self) -> Api<LockStore> {
+        Api::all(self.client.clone())
+    }
+
+    /// Begins a reign: a term above etcd's and Redis's. Another reign that began since ours ends it instead.
+    pub(super) async fn raise_term(&mut self, highest: i64) -> Result<i64, Trouble> {
+        let own = self.term;
+        let api = self.api();
+        for _ in 0..TRIES {
+            let mut object = api.get(&self.name).await?;
+            let status = object.status.get_or_insert_default();
+            let stands = status.term.unwrap_or(0);
+            if own.is_some_and(|own| own != stands) {
+                return Err(Trouble::superseded(stands));
+            }
+            let term = stands.max(highest) + 1;
+            status.term = Some(term);
+            match replace_status(&api, &object).await {
+                Ok(_) => {
+                    info!(store = &*self.name, term, "reigns");
+                    self.term = Some(term);
+                    return Ok(term);
+                }
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Trouble::new(reasons::OPENING, "the status is being written by somebody else"))
+    }
+
+    /// Changes the status by compare-and-swap, while the term is still ours. Returns what stands.
+    pub(super) async fn update(&self, change: impl Fn(&mut LockStoreStatus)) -> Result<LockStoreStatus, Trouble> {
+        let api = self.api();
+        for _ in 0..TRIES {
+            let mut object = api.get(&self.name).await?;
+            let before = object.status.clone();
+            let status = object.status.get_or_insert_default();
+            if let (Some(own), Some(stands)) = (self.term, status.term)
+                && stands != own
+            {
+                return Err(Trouble::superseded(stands));
+            }
+            change(status);
+            if object.status == before {
+                return Ok(object.status.unwrap_or_default());
+            }
+            match replace_status(&api, &object).await {
+                Ok(written) => return Ok(written.status.unwrap_or_default()),
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Trouble::new(reasons::OPENING, "the status is being written by somebody else"))
+    }
+}

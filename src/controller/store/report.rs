@@ -1,0 +1,71 @@
+//! What a store's status and Events say.
+
+use super::super::events::Events;
+use super::ledger::Ledger;
+use super::trouble::Trouble;
+use crate::api::condition::{self, reasons, types};
+use crate::api::{ConditionStatus, LockStore, LockStoreStatus};
+use crate::store::ServerFacts;
+
+/// What is to be said.
+pub(super) struct News<'a> {
+    /// Of the server, once it has been asked.
+    pub(super) facts: Option<ServerFacts>,
+    pub(super) ready: bool,
+    pub(super) reason: &'static str,
+    pub(super) message: &'a str,
+}
+
+/// Writes the status if it says something else, and an Event if `Ready` has changed.
+pub(super) async fn report(
+    events: &Events,
+    ledger: &Ledger,
+    object: &LockStore,
+    news: &News<'_>,
+) -> Result<(), Trouble> {
+    let News { facts, ready, reason, message } = news;
+    let generation = object.metadata.generation;
+    let now = jiff::Timestamp::now();
+    let change = |status: &mut LockStoreStatus| {
+        status.observed_generation = generation;
+        if let Some(facts) = facts {
+            status.server_version = Some(facts.version.clone());
+            let (ok, reason, message) = eviction_condition(facts.eviction.as_deref());
+            condition::set(&mut status.conditions, types::EVICTION_SAFE, ok, reason, message, generation, now);
+        }
+        condition::set(&mut status.conditions, types::READY, *ready, reason, message, generation, now);
+        if *ready {
+            let why = "nothing is to be recovered";
+            let reason = reasons::RECOVERED;
+            condition::set(&mut status.conditions, types::RECOVERING, false, reason, why, generation, now);
+        }
+    };
+    let mut wanted = object.status.clone().unwrap_or_default();
+    change(&mut wanted);
+    if Some(&wanted) == object.status.as_ref() {
+        return Ok(());
+    }
+    let was = object.status.as_ref().and_then(|status| condition::get(&status.conditions, types::READY));
+    let was = was.map(|condition| (condition.status, condition.reason.clone()));
+    ledger.update(change).await?;
+    let changed = was.is_none_or(|(status, old)| (status == ConditionStatus::True) != *ready || old != *reason);
+    if changed && *ready {
+        events.normal(object, reason, "OpenGate", (*message).to_owned()).await;
+    } else if changed && *reason != reasons::OPENING {
+        events.warning(object, reason, "UseStore", (*message).to_owned()).await;
+    }
+    Ok(())
+}
+
+fn eviction_condition(policy: Option<&str>) -> (ConditionStatus, &'static str, &'static str) {
+    match policy {
+        None => (ConditionStatus::Unknown, reasons::NOT_ALLOWED_TO_READ, "CONFIG GET maxmemory-policy is refused"),
+        Some("noeviction") => (ConditionStatus::True, reasons::NO_EVICTION, "nothing is evicted"),
+        Some(policy) if policy.starts_with("volatile-") => (
+            ConditionStatus::False,
+            reasons::EVICTS_VOLATILE_KEYS,
+            "locks have no TTL and are not evicted, but noeviction says it for sure",
+        ),
+        Some(_) => (ConditionStatus::False, reasons::EVICTING_MEMORY_POLICY, "Redis may evict locks"),
+    }
+}
