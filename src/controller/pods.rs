@@ -61,8 +61,12 @@ impl Pods {
         let entry = watched.entry(key.clone()).or_insert_with(|| Watched {
             sighting: Sighting::default(),
             claims: Vec::new(),
-            task: tokio::spawn(self.clone().watch(key)).abort_handle(),
+            task: tokio::spawn(self.clone().watch(key.clone())).abort_handle(),
         });
+        // A watch never ends by itself; one that has died is begun again.
+        if entry.task.is_finished() {
+            entry.task = tokio::spawn(self.clone().watch(key)).abort_handle();
+        }
         if !entry.claims.contains(&claim) {
             entry.claims.push(claim);
         }

@@ -164,7 +164,8 @@ struct Owner {
 impl Owner {
     /// Returns when its servers run.
     fn start() -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        // Works also when a build has replaced the file since.
+        let mut process = Command::new("/proc/self/exe")
             .args(["--exact", "support_works::owns_servers_until_it_is_killed", "--ignored", "--nocapture"])
             .stdout(Stdio::piped())
             .spawn()

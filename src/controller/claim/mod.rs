@@ -24,24 +24,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, EvictParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
-use serde_json::json;
-use tracing::{debug, info};
+use tracing::debug;
 
-use super::renewals::Kept;
 use super::stores::{OpenStore, StoreState};
-use super::writes::{api_of, is_conflict, is_not_found, patch_metadata, replace_status, set_finalizer};
+use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
-use crate::api::condition::{self, reasons, types};
-use crate::api::{
-    ClaimedLock, DistributedLock, FINALIZER, HolderRef, LOCK_LABEL, LockClaim, LockClaimStatus, NodeUnreachablePolicy,
-    time,
-};
-use crate::lease::{Acquired, Grant, HolderId, LockKey, Renewed, Request, Wait};
-use crate::store::{Control, Refusal, Remembered, StoreError};
+use crate::api::{DistributedLock, FINALIZER, HolderRef, LockClaim, NodeUnreachablePolicy};
+use crate::lease::{HolderId, LockKey, Request, Wait};
+use crate::store::{Control, Remembered, StoreError};
 use plan::{Facts, Stage, Store};
 use pod::Fate;
 use walk::Next;

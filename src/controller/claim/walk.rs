@@ -9,9 +9,9 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::info;
 
+use super::super::Error;
 use super::super::renewals::Kept;
 use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
-use super::super::Error;
 use super::plan::{self, Step};
 use super::pod::Fate;
 use super::{Look, SOON, request};

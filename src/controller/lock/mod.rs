@@ -9,22 +9,18 @@ mod status;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::ListParams;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::claim::{claim_of_id, records, rejoin, remembered};
 use super::stores::{OpenStore, StoreState};
-use super::writes::{api_of, replace_status, set_finalizer};
+use super::writes::{api_of, set_finalizer};
 use super::{Context, Error};
 use crate::api::condition::{self, reasons, types};
-use crate::api::{DistributedLock, DistributedLockStatus, FINALIZER, LockClaim, LockStore};
-use crate::lease::{Epoch, HolderId, LockKey};
-use crate::store::{Due, HoldState, Inspection, Provision};
+use crate::api::{DistributedLock, FINALIZER, LockStore};
+use crate::lease::{Epoch, LockKey};
+use crate::store::{Due, Inspection};
 use plan::Step;
 use record::{apply, free_orphans, lower_longest, recover, remember, wake_offered};
 use report::report;
@@ -218,4 +214,3 @@ fn note_missing(ctx: &Context, lock: &DistributedLock, key: &LockKey, missing: b
         memory.missed_in
     })
 }
-

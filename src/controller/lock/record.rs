@@ -86,7 +86,12 @@ pub(super) async fn apply(
 
 /// Makes a lost record again, in an epoch that it can't have granted in: with every delegated hold that etcd
 /// remembers, and without a grant until no direct lease of before can be believed.
-pub(super) async fn recover(ctx: &Context, lock: &DistributedLock, key: &LockKey, open: &OpenStore) -> Result<Action, Error> {
+pub(super) async fn recover(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+) -> Result<Action, Error> {
     let claims = listed_claims(ctx, lock).await?;
     let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
     wanted.quarantine = quarantine(lock);
@@ -144,4 +149,3 @@ pub(super) async fn free_orphans(
     }
     Ok(())
 }
-

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kube::api::{Patch, PatchParams};
 use leasehold::api::condition::{reasons, types};
 use leasehold::api::{LockClaim, NodeUnreachablePolicy};
 use serde_json::json;
@@ -129,6 +130,9 @@ async fn a_pod_that_holds_too_long_is_evicted_and_holds_until_it_has_ended() {
     let f = Fixture::new().await;
     f.ready_lock("a", |_| {}).await;
     let pod = f.pods().run("worker", "Always", Some("node")).await;
+    // It takes its time to end.
+    let stays = json!({"metadata": {"finalizers": ["leasehold.dev/test"]}});
+    f.pods().api().patch("worker", &PatchParams::default(), &Patch::Merge(stays)).await.unwrap();
     f.claim("worker", "a", |spec| {
         spec.holder_ref = Some(holder(&pod));
         spec.max_hold_seconds = Some(1);
@@ -137,4 +141,10 @@ async fn a_pod_that_holds_too_long_is_evicted_and_holds_until_it_has_ended() {
     f.token_of("worker").await;
     let evicted = f.claim_reason("worker", types::HELD, reasons::MAX_HOLD_EXCEEDED).await;
     assert!(claim_condition(&evicted, types::HELD), "it holds while its pod is there");
+    let pod = f.pods().api().get("worker").await.unwrap();
+    assert!(pod.metadata.deletion_timestamp.is_some(), "it was not evicted");
+    f.pods().report("worker", json!({"phase": "Failed"})).await;
+    f.claim_is("worker", "has ended", |claim| claim_condition(claim, types::FINISHED)).await;
+    let goes = json!({"metadata": {"finalizers": null}});
+    f.pods().api().patch("worker", &PatchParams::default(), &Patch::Merge(goes)).await.unwrap();
 }
