@@ -58,6 +58,8 @@ pub mod reasons {
     pub const GATE_OPEN: &str = "GateOpen";
     /// The store is being opened.
     pub const OPENING: &str = "Opening";
+    /// The ConfigMap that mirrors the epochs can't be written; the controller's namespace must exist.
+    pub const EPOCH_NOT_NOTED: &str = "EpochNotNoted";
     /// Nothing is left to be recovered.
     pub const RECOVERED: &str = "Recovered";
     /// The store doesn't answer in time.

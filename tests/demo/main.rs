@@ -58,7 +58,9 @@ impl Demo {
         say("Installing the CRDs and starting the controller.");
         show(&plane, &["apply", "--server-side", "-f", "crds/"])?;
         show(&plane, &["wait", "--for=condition=Established", "crd", "--all", WAIT])?;
-        plane.kubectl(&["create", "namespace", NAMESPACE]).map_err(anyhow::Error::msg)?;
+        for namespace in ["leasehold-system", NAMESPACE] {
+            plane.kubectl(&["create", "namespace", namespace]).map_err(anyhow::Error::msg)?;
+        }
         let mut options = ControllerOptions::new(binary()?, &plane);
         options.redis_address = Some(redis.address());
         let controller = Controller::start(options).await;

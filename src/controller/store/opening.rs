@@ -92,7 +92,11 @@ impl Opener<'_> {
             .await?;
         let epoch = status.epoch.and_then(Epoch::new);
         let epoch = epoch.ok_or_else(|| Trouble::new(reasons::EPOCH_EXHAUSTED, "there is no epoch left below 2^21"))?;
-        mirror::write(self.ctx, self.name, epoch).await?;
+        if let Err(error) = mirror::write(self.ctx, self.name, epoch).await {
+            let namespace = &self.ctx.settings.namespace;
+            let message = format!("the epoch can't be noted in the controller's namespace {namespace}: {error}");
+            return Err(Trouble::new(reasons::EPOCH_NOT_NOTED, message));
+        }
         Ok(epoch)
     }
 
