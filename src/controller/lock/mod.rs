@@ -180,7 +180,7 @@ async fn settle(
     let Some(record) = record else {
         return Ok(Action::requeue(SOON));
     };
-    if record.last > 0 && crate::lease::FencingToken::new(record.last).is_some_and(|t| t.past_half()) {
+    if plan::epoch_runs_out(record.last, open.epoch) {
         ctx.stores.outgrow(lock.store_name(), open.epoch);
     }
     wake_offered(ctx, &record);

@@ -6,7 +6,7 @@ use kube::ResourceExt;
 
 use crate::api::DistributedLock;
 use crate::api::condition::{self, types};
-use crate::lease::Epoch;
+use crate::lease::{Epoch, FencingToken};
 use crate::store::{Inspection, Provision};
 
 /// The next step for the record.
@@ -51,6 +51,12 @@ pub(in crate::controller) fn plan(
         (None, Some(missed)) if epoch > missed => Step::Recover,
         (None, Some(missed)) => Step::Outgrow(missed),
     }
+}
+
+/// Whether the next epoch is due: more than half of the tokens of the one in force are used. A last token of an
+/// older epoch says nothing, for the next grant begins in the one in force.
+pub(in crate::controller) fn epoch_runs_out(last: i64, epoch: Epoch) -> bool {
+    FencingToken::new(last).is_some_and(|token| token.epoch() >= epoch && token.past_half())
 }
 
 /// The configuration of a record, without holds and quarantine.
@@ -127,6 +133,14 @@ mod tests {
         let mut longer = lock(2, true);
         longer.spec.lease_duration_seconds = 60;
         assert_eq!(plan(&longer, Some(&record(1, "uid")), epoch(5), None), Step::Remember { longest: 60 });
+    }
+
+    #[test]
+    fn the_next_epoch_is_asked_for_once_at_half_of_the_one_in_force() {
+        let half = (5 << 32) + (1 << 31);
+        assert!(!epoch_runs_out(half - 1, epoch(5)));
+        assert!(epoch_runs_out(half, epoch(5)));
+        assert!(!epoch_runs_out(half, epoch(6)), "a new epoch would be burnt until the next grant");
     }
 
     #[test]

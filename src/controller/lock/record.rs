@@ -66,7 +66,8 @@ pub(super) async fn apply(
     match open.control.provision(key, wanted).await? {
         Ok(done) => {
             if done.tampered {
-                let note = "its record had a token that was never granted; it was put back".to_owned();
+                let note =
+                    "its record had a token that was never granted; the next one comes from a new epoch".to_owned();
                 ctx.events.warning(lock, "RecordTampered", "Provision", note).await;
             }
             info!(%key, fresh = done.fresh, "provisioned");
