@@ -59,7 +59,7 @@ end
 
 local CONFIG = '<BI4c0I4c0dddd'
 local STATE = '<dddddddddd'
-local HOLD = '<c1c1dddddI4c0I4c0'
+local HOLD, HOLD_START = '<c1c1dddddI4c0I4c0', '<c1c1dd'
 local ENDED_ID, ENDED_SIZE = '<ddc1', 17   -- no hold is so short
 local WAITER = '<c1dddddBI4c0I4c0'
 local COLON = 58
@@ -157,6 +157,10 @@ local function forget(l)
   for i = 1, #over, 1000 do redis.call('HDEL', l.key, unpack(over, i, math.min(i + 999, #over))) end
 end
 
+local function publish_change(key, news)
+  redis.pcall('PUBLISH', key:sub(1, -6) .. ':changes', news)
+end
+
 -- PUBLISH comes last and may be refused: the writes stand. `unpack` takes some thousands of values at most.
 local function flush(l)
   local sets = l.sets
@@ -170,9 +174,8 @@ local function flush(l)
       redis.pcall('PUBLISH', base .. ':changes', 'offered ' .. id)
     end
   elseif l.news then
-    redis.pcall('PUBLISH', base .. ':changes', l.news)
+    publish_change(l.key, l.news)
   end
-  l.sets, l.forget, l.news, l.offers, l.changed = {'state', false}, false, nil, nil, false
 end
 
 -- The reply, after what the call has changed is written.
@@ -241,15 +244,19 @@ local function handle(keys, first, h, id, field, holder)
     sets = {'state', false, nil, nil}}
 end
 
+local function read(key, field)
+  local raw = redis.call('HMGET', key, 'config', 'state', field)
+  return raw[1], raw[2], raw[3]
+end
+
 -- The lock as one id sees it: header, its own hold, how it ended. nil: no record.
-local function load(keys, first, id, now)
-  local field = 'id:' .. id
-  local raw = redis.call('HMGET', keys[first], 'config', 'state', field)
-  if not raw[1] then return nil end
-  local own = raw[3] and unpack_hold(raw[3])
-  local l = handle(keys, first, unpack_header(raw[1], raw[2]), id, field, own)
+local function load(keys, first, id, now, config, state, own)
+  if not state then config, state, own = read(keys[first], 'id:' .. id) end
+  if not config then return nil end
+  local hold = own and unpack_hold(own)
+  local l = handle(keys, first, unpack_header(config, state), id, 'id:' .. id, hold)
   sweep(l, now)
-  if raw[3] and not own then l.ended = ended(l.h, raw[3], now) end
+  if own and not hold then l.ended = ended(l.h, own, now) end
   return l
 end
 
@@ -311,14 +318,14 @@ end
 -- ---------------------------------------------------------------- granting
 
 -- The next token, or nil when the epoch has none left.
-local function next_token(h, epoch)
-  local token, first = h.last + 1, epoch * EPOCH + 1
+local function next_token(last, epoch)
+  local token, first = last + 1, epoch * EPOCH + 1
   if token < first then return first end
   return token < first + (EPOCH - 1) and token or nil
 end
 
-local function open_for_grants(h, gate, now)
-  return h.sealed == 0 and h.not_before <= now and h.exclusive == 0 and next_token(h, gate.epoch) ~= nil
+local function open_for_grants(h, now)
+  return h.sealed == 0 and h.not_before <= now and h.exclusive == 0
 end
 
 local function fits(h, ask)
@@ -335,13 +342,13 @@ end
 local function lease_end(h, o, now)
   local till = now + h.lease
   if h.max_hold > 0 then till = math.min(till, o.acquired + h.max_hold) end
-  return math.max(o.expires, till)
+  return till > o.expires and till or o.expires
 end
 
 -- Gives permits to one that fits. An offer lasts until its waiter would be given up, at most a lease.
-local function grant(l, id, ask, gate, now, state)
+local function grant(l, id, ask, token, now, state)
   local h = l.h
-  local o = {token = next_token(h, gate.epoch), permits = ask.permits, mode = ask.mode, acquired = now, renewed = now,
+  local o = {token = token, permits = ask.permits, mode = ask.mode, acquired = now, renewed = now,
     expires = now, state = state, identity = ask.identity, pod = ask.pod}
   if state == 'offer' then
     o.expires = now + refresh_ms(h)
@@ -364,7 +371,9 @@ local function promote(l, now, self)
   local h, index = l.h, 0
   if h.waiters == 0 then return end
   local gate = open_gate(h.store, now)
-  while gate and h.waiters > 0 and open_for_grants(h, gate, now) do
+  while gate and h.waiters > 0 and open_for_grants(h, now) do
+    local token = next_token(h.last, gate.epoch)
+    if not token then break end
     local m = redis.call('ZRANGE', l.queue, index, index)[1]
     if not m then
       h.waiters = index
@@ -381,9 +390,9 @@ local function promote(l, now, self)
     else
       dequeue(l, id, m)
       if id == self then
-        l.holder = grant(l, id, w, gate, now, 'held')
+        l.holder = grant(l, id, w, token, now, 'held')
       else
-        grant(l, id, w, gate, now, 'offer')
+        grant(l, id, w, token, now, 'offer')
         l.offers = l.offers or {}
         l.offers[#l.offers + 1] = id
       end
@@ -433,13 +442,14 @@ local function contend(l, ask, now)
     keep_place(l, ask, now)
     return {'gate-closed'}
   end
-  if not next_token(h, gate.epoch) then
+  local token = next_token(h.last, gate.epoch)
+  if not token then
     keep_place(l, ask, now)
     return {'epoch-exhausted'}
   end
-  local can = open_for_grants(h, gate, now) and fits(h, ask)
+  local can = open_for_grants(h, now) and fits(h, ask)
   if h.waiters == 0 and can then
-    return granted(grant(l, id, ask, gate, now, 'held'), now)
+    return granted(grant(l, id, ask, token, now, 'held'), now)
   end
   if ask.wait == 0 and not can then
     leave_queue(l, id)
@@ -465,20 +475,44 @@ local function whole(arg, low, high)
 end
 
 -- What is asked for. Any workload may send anything: less than one permit would add to what the others have.
-local function asked(args, first, delegated)
+local function asked(args, first)
   local mode = args[first + 1]
   if mode ~= 'c' and mode ~= 's' and mode ~= 'x' then error('not a mode: ' .. tostring(mode)) end
-  return {mode = mode, permits = mode == 'c' and whole(args[first + 2], 1, 4294967295) or 0,
-    priority = whole(args[first + 3], -2147483648, 2147483647), wait = whole(args[first + 4], -1, 9007199254740992),
-    identity = args[first + 5], pod = args[first + 6], delegated = delegated, deadline = 0}
+  return mode, mode == 'c' and whole(args[first + 2], 1, 4294967295) or 0,
+    whole(args[first + 3], -2147483648, 2147483647), whole(args[first + 4], -1, 9007199254740992)
+end
+
+-- Takes what is free of a lock that nobody waits for: what `contend` would do in this most frequent case, in a
+-- third of its time, since no table is made. nil: not that case, and nothing was done.
+local function take(key, field, config, state, now, permits, identity, pod)
+  local c = configs[config]
+  if not c or c.max_hold > 0 then return nil end
+  local last, used, shared, exclusive, waiters, seq, finished, sealed, not_before, due = struct.unpack(STATE, state)
+  if waiters > 0 or shared > 0 or exclusive > 0 or used + permits > c.permits or sealed == 1 or not_before > now
+    or (due ~= 0 and due <= now) then return nil end
+  local gate = open_gate(c.store, now)
+  local token = gate and next_token(last, gate.epoch)
+  if not token then return nil end
+  local expires = now + c.lease
+  if due == 0 or expires < due then due = expires end
+  redis.call('HSET', key,
+    'state', struct.pack(STATE, token, used + permits, 0, 0, 0, seq, finished, 0, not_before, due),
+    field, struct.pack(HOLD, 'held', 'c', token, permits, now, now, expires, #identity, identity, #pod, pod))
+  publish_change(key, 'granted')
+  return {'granted', token, c.lease}
 end
 
 -- acquire: lock keys; id, mode, permits, priority, wait ms (-1 for ever, 0 not at all), identity, pod uid
 local function acquire(keys, args, first, delegated)
-  local now, ask = now_ms(), asked(args, first, delegated)
-  local l = load(keys, #keys - 2, args[first], now)
-  if not l then return {'unprovisioned'} end
-  return done(l, contend(l, ask, now))
+  local now, at, id, identity, pod = now_ms(), #keys - 2, args[first], args[first + 5], args[first + 6]
+  local mode, permits, priority, wait = asked(args, first)
+  local config, state, own = read(keys[at], 'id:' .. id)
+  if not config then return {'unprovisioned'} end
+  local taken = mode == 'c' and not own and take(keys[at], 'id:' .. id, config, state, now, permits, identity, pod)
+  if taken then return taken end
+  local l = load(keys, at, id, now, config, state, own)
+  return done(l, contend(l, {mode = mode, permits = permits, priority = priority, wait = wait, identity = identity,
+    pod = pod, delegated = delegated, deadline = 0}, now))
 end
 
 -- ---------------------------------------------------------------- what a holder calls
@@ -531,11 +565,30 @@ local function finish(l, how, now)
   flush(l)
 end
 
+-- Gives back a hold of a lock that nobody waits for: what `finish` would do in this most frequent case; see `take`.
+local function give_back(key, field, config, state, own, now)
+  local c = configs[config]
+  local how, mode, _, permits = struct.unpack(HOLD_START, own)
+  if not c or how ~= 'h' or mode ~= 'c' then return nil end
+  local last, used, shared, exclusive, waiters, seq, finished, sealed, not_before, due = struct.unpack(STATE, state)
+  if waiters > 0 or (due ~= 0 and due <= now) or (finished + 1) % REMEMBERED == 0 then return nil end
+  used = used - permits
+  if used + shared + exclusive == 0 then due = 0 end
+  redis.call('HSET', key,
+    'state', struct.pack(STATE, last, used, shared, exclusive, 0, seq, finished + 1, sealed, not_before, due),
+    field, struct.pack(ENDED_ID, finished, now + math.min(c.lease, REMEMBER_MS), 'r'))
+  publish_change(key, 'ended')
+  return {'released'}
+end
+
 -- release: lock keys; id
 local function release(keys, args)
-  local now = now_ms()
-  local l = load(keys, 1, args[1], now)
-  if not l then return {'unprovisioned'} end
+  local now, field = now_ms(), 'id:' .. args[1]
+  local config, state, own = read(keys[1], field)
+  if not config then return {'unprovisioned'} end
+  local given = own and #own ~= ENDED_SIZE and give_back(keys[1], field, config, state, own, now)
+  if given then return given end
+  local l = load(keys, 1, args[1], now, config, state, own)
   if l.holder and l.holder.state == 'pinned' then return done(l, {'pinned'}) end
   if l.holder then
     finish(l, 'r', now)
@@ -687,7 +740,10 @@ end
 local function configure_record(keys, args, now)
   local l = load(keys, 2, '', now)
   local fresh = l == nil
-  if l and l.changed then flush(l) end
+  if l and l.changed then
+    flush(l)
+    l = handle(keys, 2, l.h)
+  end
   if fresh then l = handle(keys, 2, new_record(keys, args)) end
   local h, tampered = l.h, 0
   configure(h, args)

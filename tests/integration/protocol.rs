@@ -12,6 +12,7 @@ mod strategy;
 mod trouble;
 mod world;
 
+use std::io::Write;
 use std::time::Instant;
 
 use machine::{Machine, Reference};
@@ -52,8 +53,10 @@ fn random_sequences_show_no_difference_between_the_model_and_a_real_server() {
     let start = Instant::now();
     let outcome = run(cases, seed, 2_000);
     let rig = machine::tear_down();
-    println!("{} sequences in {:?}, seed {seed}, {} recoveries", rig.sequences, start.elapsed(), rig.recoveries);
-    print!("{}", rig.tally.table());
+    let summary =
+        format!("{} sequences in {:.0?}, seed {seed}, {} recoveries", rig.sequences, start.elapsed(), rig.recoveries);
+    // Not by `println`, which the test runner keeps to itself when a test passes.
+    writeln!(std::io::stderr(), "{summary}\n{}", rig.tally.table()).expect("stderr is there");
     if let Err(failure) = outcome {
         panic!("LEASEHOLD_SEED={seed}: {failure}");
     }
