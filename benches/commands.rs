@@ -7,6 +7,7 @@ use crate::floor::Floor;
 use crate::fresh_id;
 use crate::ours::{Ours, holder};
 use crate::server::Server;
+use crate::support::RedisServer;
 
 const BATCHES: usize = 20;
 const CALLS: f64 = (BATCHES * LOCKS) as f64;
@@ -20,7 +21,7 @@ struct Cost {
 
 impl Cost {
     /// Adds what was done since the last reset, of which the outermost command is `outer`.
-    async fn add(&mut self, server: &Server, outer: &str) -> Result<()> {
+    async fn add(&mut self, server: &Server<'_>, outer: &str) -> Result<()> {
         for (name, stat) in server.command_stats().await? {
             if name == outer {
                 self.micros += stat.micros;
@@ -62,7 +63,7 @@ macro_rules! each_lock {
 }
 
 impl Steps {
-    async fn batch(&mut self, server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
+    async fn batch(&mut self, server: &Server<'_>, ours: &Ours, floor: &Floor) -> Result<()> {
         let first = (0..LOCKS).map(|_| holder()).collect::<Result<Vec<_>>>()?;
         let second = (0..LOCKS).map(|_| holder()).collect::<Result<Vec<_>>>()?;
         each_lock!(server, self.acquire, "fcall", |lock| ours.acquire(lock, &first[lock]));
@@ -79,13 +80,15 @@ impl Steps {
 }
 
 /// Runs every step on all locks, and prints what each has cost.
-pub(crate) async fn print(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
+pub(crate) async fn print(redis: &RedisServer) -> Result<()> {
+    let server = &Server::of(redis).await?;
+    let (ours, floor) = (&Ours::set_up(server).await?, &Floor::set_up(server).await?);
     let mut steps = Steps::default();
     server.reset_stats().await?;
     for _ in 0..BATCHES {
         steps.batch(server, ours, floor).await?;
     }
-    println!("Commands that one call runs inside Redis");
+    println!("# Commands that one call runs inside Redis");
     println!("  {:<36}{:>7}{:>10}", "", "µs", "commands");
     steps.acquire.print("acquire, free");
     steps.renew.print("renew");

@@ -21,7 +21,7 @@ fn key(lock: usize) -> String {
 }
 
 impl Floor {
-    pub(crate) async fn set_up(server: &Server) -> Result<Self> {
+    pub(crate) async fn set_up(server: &Server<'_>) -> Result<Self> {
         let mut connection = server.manager()?;
         let sha = Script::new(COMPARE_AND_DELETE).prepare_invoke().load_async(&mut connection).await?;
         Ok(Self { connection, sha })

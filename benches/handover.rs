@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const LOCK: usize = 0;
 
 /// Alternating rounds, after one of each that isn't counted.
-pub(crate) async fn compare(server: &Server) -> Result<Rounds> {
+pub(crate) async fn compare(server: &Server<'_>) -> Result<Rounds> {
     let (mut leases, mut list) = (Leases::connect(server).await?, List::connect(server)?);
     leases.round(server).await?;
     list.round(server).await?;
@@ -43,12 +43,12 @@ struct Leases {
 }
 
 impl Leases {
-    async fn connect(server: &Server) -> Result<Self> {
+    async fn connect(server: &Server<'_>) -> Result<Self> {
         let (subscribe, inbox) = server.client()?.get_async_pubsub().await?.split();
         Ok(Self { holder: Ours::connect(server)?, waiter: Ours::connect(server)?, subscribe, inbox: Some(inbox) })
     }
 
-    async fn round(&mut self, server: &Server) -> Result<Sample> {
+    async fn round(&mut self, server: &Server<'_>) -> Result<Sample> {
         let mut times = Vec::with_capacity(HANDOVERS);
         for _ in 0..HANDOVERS {
             times.push(self.hand_over(server).await?);
@@ -56,7 +56,7 @@ impl Leases {
         Ok(sample(times))
     }
 
-    async fn hand_over(&mut self, server: &Server) -> Result<Duration> {
+    async fn hand_over(&mut self, server: &Server<'_>) -> Result<Duration> {
         let (first, second) = (holder()?, holder()?);
         let channel = format!("{PREFIX}:{{{}}}:inbox:{}", self.waiter.key(LOCK), second.as_str());
         self.subscribe.subscribe(&channel).await?;
@@ -90,11 +90,11 @@ struct List {
 impl List {
     const KEY: &str = "floor:list";
 
-    fn connect(server: &Server) -> Result<Self> {
+    fn connect(server: &Server<'_>) -> Result<Self> {
         Ok(Self { holder: server.manager()?, waiter: server.manager()? })
     }
 
-    async fn round(&mut self, server: &Server) -> Result<Sample> {
+    async fn round(&mut self, server: &Server<'_>) -> Result<Sample> {
         let mut times = Vec::with_capacity(HANDOVERS);
         for _ in 0..HANDOVERS {
             times.push(self.hand_over(server).await?);
@@ -102,7 +102,7 @@ impl List {
         Ok(sample(times))
     }
 
-    async fn hand_over(&mut self, server: &Server) -> Result<Duration> {
+    async fn hand_over(&mut self, server: &Server<'_>) -> Result<Duration> {
         let waiting = tokio::spawn(pop(self.waiter.clone()));
         let asked = Instant::now();
         while server.blocked_clients().await? == 0 {

@@ -1,7 +1,11 @@
 //! Leasehold against the raw floors, side by side on one redis-server, through the same client and the same
 //! kind of connection. Rounds of both sides alternate, so that drift of the machine hits both; medians are
 //! shown. Targets are printed beside the ratios; a missed one fails nothing.
+//!
+//! `cargo bench --bench leasehold` takes two minutes; `-- api-writes [minutes]` counts what one held lock costs
+//! the API server, in ten minutes or as many as are given.
 
+mod api_writes;
 mod commands;
 mod floor;
 mod handover;
@@ -9,21 +13,25 @@ mod ours;
 mod pairs;
 mod report;
 mod server;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use tokio::runtime::{Builder, Runtime};
 
 use floor::Floor;
 use ours::Ours;
 use pairs::{Load, Sample, compare};
 use report::{Bound, Table};
 use server::Server;
+use support::RedisServer;
 
 const LOCKS: usize = 64;
-const ROUNDS: usize = 9;
-const ROUND_TIME: Duration = Duration::from_millis(1200);
+const ROUNDS: usize = 7;
+const ROUND_TIME: Duration = Duration::from_millis(1000);
 const HANDOVERS: usize = 1500;
 
 /// One that takes and gives back locks: Leasehold, or the least that Redis can do.
@@ -39,29 +47,49 @@ fn fresh_id() -> String {
 }
 
 fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run())
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => against_the_floors(),
+        ["api-writes"] => two_threads()?.block_on(api_writes::run(10)),
+        ["api-writes", minutes] => {
+            let minutes = minutes.parse().with_context(|| format!("{minutes} is no number of minutes"))?;
+            two_threads()?.block_on(api_writes::run(minutes))
+        }
+        _ => bail!("leasehold takes nothing, or: api-writes [minutes]"),
+    }
 }
 
-async fn run() -> Result<()> {
-    let server = Server::start().await?;
+fn two_threads() -> Result<Runtime> {
+    Ok(Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+/// Everything twice: with a client like the `leasehold` binary, whose threads share the CPUs with Redis, and with one
+/// on a single thread, which favours the floor: its pipelining is at its best and nothing is handed between threads.
+fn against_the_floors() -> Result<()> {
+    let threads = two_threads()?;
+    let redis = threads.block_on(RedisServer::start());
+    println!("{} CPUs; medians of {ROUNDS} alternating rounds\n", std::thread::available_parallelism()?);
+    println!("# The client on two threads\n");
+    threads.block_on(measure(&redis))?;
+    println!("# The client on one thread\n");
+    let thread = Builder::new_current_thread().enable_all().build()?;
+    thread.block_on(measure(&redis))?;
+    thread.block_on(commands::print(&redis))
+}
+
+async fn measure(redis: &RedisServer) -> Result<()> {
+    let server = Server::of(redis).await?;
     let (ours, floor) = (Ours::set_up(&server).await?, Floor::set_up(&server).await?);
-    println!(
-        "redis {} with one client process, {} CPUs; medians of {ROUNDS} alternating rounds\n",
-        server.version().await?,
-        std::thread::available_parallelism()?,
-    );
     one_client(&server, &ours, &floor).await?;
     many_tasks(&server, &ours, &floor).await?;
-    hand_over(&server).await?;
-    commands::print(&server, &ours, &floor).await
+    hand_over(&server).await
 }
 
 fn millis(pick: fn(&Sample) -> Duration) -> impl Fn(&Sample) -> f64 {
     move |sample| pick(sample).as_secs_f64() * 1e3
 }
 
-async fn one_client(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
+async fn one_client(server: &Server<'_>, ours: &Ours, floor: &Floor) -> Result<()> {
     let load = Load { tasks: 1, time: ROUND_TIME };
     let both = compare(server, ours, floor, load).await?;
     let mut table = Table::new("One client, acquire and release, against SET NX PX and compare-and-delete");
@@ -72,7 +100,7 @@ async fn one_client(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
     Ok(())
 }
 
-async fn many_tasks(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
+async fn many_tasks(server: &Server<'_>, ours: &Ours, floor: &Floor) -> Result<()> {
     let load = Load { tasks: LOCKS, time: ROUND_TIME };
     let both = compare(server, ours, floor, load).await?;
     let mut table = Table::new("64 tasks on 64 locks, one connection");
@@ -85,7 +113,7 @@ async fn many_tasks(server: &Server, ours: &Ours, floor: &Floor) -> Result<()> {
     Ok(())
 }
 
-async fn hand_over(server: &Server) -> Result<()> {
+async fn hand_over(server: &Server<'_>) -> Result<()> {
     let both = handover::compare(server).await?;
     let mut table = Table::new("Hand-over to a waiter, against LPUSH to a blocked BLPOP");
     table.row("p50, ms", both.medians(millis(|s| s.p50)), Some(Bound::AtMost(2.0)));

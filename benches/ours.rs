@@ -43,7 +43,7 @@ pub(crate) fn holder() -> Result<HolderId> {
 
 impl Ours {
     /// Loads the library, opens the gate and provisions all locks.
-    pub(crate) async fn set_up(server: &Server) -> Result<Self> {
+    pub(crate) async fn set_up(server: &Server<'_>) -> Result<Self> {
         let ours = Self::connect(server)?;
         ours.store.load_library(LIBRARY_SOURCE).await?;
         let control = Control::new(ours.store.clone(), format!("{:036x}", 1), 1);
@@ -57,7 +57,7 @@ impl Ours {
     }
 
     /// One more client of a server that is set up.
-    pub(crate) fn connect(server: &Server) -> Result<Self> {
+    pub(crate) fn connect(server: &Server<'_>) -> Result<Self> {
         let store = Store::connect(&server.endpoint(), PREFIX)?;
         let locks = (0..LOCKS).map(|number| LockKey::new("bench", &format!("lock-{number}")));
         Ok(Self { store, locks: locks.collect::<Result<_, _>>()? })

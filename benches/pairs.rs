@@ -57,7 +57,7 @@ impl Rounds {
 }
 
 /// Alternating rounds, after one of each that isn't counted: it fills the memory of finished ids.
-pub(crate) async fn compare(server: &Server, ours: &impl Side, floor: &impl Side, load: Load) -> Result<Rounds> {
+pub(crate) async fn compare(server: &Server<'_>, ours: &impl Side, floor: &impl Side, load: Load) -> Result<Rounds> {
     round(server, ours, load).await?;
     round(server, floor, load).await?;
     let mut rounds = Rounds::default();
@@ -68,7 +68,7 @@ pub(crate) async fn compare(server: &Server, ours: &impl Side, floor: &impl Side
     Ok(rounds)
 }
 
-async fn round(server: &Server, side: &impl Side, load: Load) -> Result<Sample> {
+async fn round(server: &Server<'_>, side: &impl Side, load: Load) -> Result<Sample> {
     let cpu = server.cpu().await?;
     let start = Instant::now();
     let mut tasks = JoinSet::new();

@@ -1,22 +1,19 @@
-//! A redis-server of its own on a free port, and what it tells of itself.
+//! What a redis-server tells of itself, and connections to it.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use leasehold::store::Endpoint;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
 use redis::{Client, IntoConnectionInfo};
 
-const START_LIMIT: Duration = Duration::from_secs(10);
+use crate::support::RedisServer;
 
-/// The server and a connection for looking at it. Ends with the value.
-pub(crate) struct Server {
-    child: Child,
-    port: u16,
+/// A server seen from one runtime.
+pub(crate) struct Server<'a> {
+    redis: &'a RedisServer,
     look: MultiplexedConnection,
 }
 
@@ -27,31 +24,17 @@ pub(crate) struct CommandStat {
     pub(crate) micros: f64,
 }
 
-impl Server {
-    pub(crate) async fn start() -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let port_arg = port.to_string();
-        let mut child = Command::new("redis-server")
-            .args(["--port", port_arg.as_str(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .stdout(Stdio::null())
-            .spawn()
-            .context("redis-server (7.0 or newer) must be installed")?;
-        match ready(port).await {
-            Ok(look) => Ok(Self { child, port, look }),
-            Err(error) => {
-                child.kill()?;
-                child.wait()?;
-                Err(error)
-            }
-        }
+impl<'a> Server<'a> {
+    pub(crate) async fn of(redis: &'a RedisServer) -> Result<Self> {
+        Ok(Self { redis, look: client(redis)?.get_multiplexed_async_connection().await? })
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
-        Endpoint::plain("127.0.0.1", self.port)
+        self.redis.endpoint()
     }
 
     pub(crate) fn client(&self) -> Result<Client> {
-        client(self.port)
+        client(self.redis)
     }
 
     /// The kind of connection that `Store` uses, with its settings.
@@ -70,10 +53,6 @@ impl Server {
         let info = self.info(section).await?;
         let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.map(|value| value.trim().to_owned()).with_context(|| format!("INFO {section} has no {name}"))
-    }
-
-    pub(crate) async fn version(&self) -> Result<String> {
-        self.field("server", "redis_version").await
     }
 
     /// CPU time that the server has used, user and system.
@@ -100,29 +79,9 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let ended = self.child.kill().and_then(|()| self.child.wait());
-        if let Err(error) = ended {
-            eprintln!("redis-server {} was not ended: {error}", self.child.id());
-        }
-    }
-}
-
-fn client(port: u16) -> Result<Client> {
-    let info = ("127.0.0.1", port).into_connection_info()?;
+fn client(redis: &RedisServer) -> Result<Client> {
+    let info = ("127.0.0.1", redis.port()).into_connection_info()?;
     Ok(Client::open(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)))?)
-}
-
-async fn ready(port: u16) -> Result<MultiplexedConnection> {
-    let started = Instant::now();
-    loop {
-        match client(port)?.get_multiplexed_async_connection().await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => ensure!(started.elapsed() < START_LIMIT, "redis-server doesn't answer: {error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 fn command_stat(line: &str) -> Option<(String, CommandStat)> {
