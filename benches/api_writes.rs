@@ -35,7 +35,8 @@ pub(crate) async fn run(minutes: u32) -> Result<()> {
     options.redis_address = Some(redis.address());
     let _controller = Controller::start(options).await;
     plane.apply("default", MANIFEST).map_err(anyhow::Error::msg)?;
-    kubectl(&plane, &["wait", "--for=condition=Held", "lclaim/nightly-report", "--timeout=60s"])?;
+    // The claim is told first, the lock's status follows.
+    kubectl(&plane, &["wait", "--for=condition=Held", "lclaim,dlock", "--all", "--timeout=60s"])?;
     println!("One held lock with leases of 15 s, for {minutes} minutes");
     let from = Timestamp::now();
     let seen = read_each_second(&plane, Duration::from_secs(60 * u64::from(minutes))).await?;
