@@ -35,7 +35,7 @@ impl Cost {
     fn print(&self, what: &str) {
         let inner: Vec<String> =
             self.calls.iter().map(|(name, calls)| format!("{name} {:.2}", calls / CALLS)).collect();
-        let total: f64 = self.calls.values().sum();
+        let total = self.calls.values().fold(0.0, |sum, calls| sum + calls);
         println!("  {what:<36}{:>7.1}{:>10.2}  {}", self.micros / CALLS, total / CALLS, inner.join(", "));
     }
 }

@@ -1,10 +1,11 @@
 //! What people see of the kinds with kubectl.
 
+use kube::api::ListParams;
 use leasehold::api::{DistributedLock, LockClaim, LockStore};
 use serde_json::{Value, json};
 
 use super::{Kind, create_lock_that_nobody_serves};
-use crate::support::TestNamespace;
+use crate::support::{LIMIT, TestNamespace, wait_for};
 
 /// The words of each line.
 fn words(table: &str) -> Vec<Vec<&str>> {
@@ -81,6 +82,12 @@ async fn waiting_for_a_claim_ends_when_it_is_held_and_not_by_an_old_condition() 
     test.kubectl(wait).await.unwrap();
     let body = json!({"spec": {"locks": [{"name": "l"}], "maxHoldSeconds": 60}});
     assert_eq!(claims.create("x", body).await["metadata"]["generation"], 2);
+    // kubectl begins with the API server's cache, which may lag behind the write.
+    let cached = async || {
+        let list = test.api::<LockClaim>().list(&ListParams::default().match_any()).await.ok()?;
+        (list.items.first()?.metadata.generation == Some(2)).then_some(())
+    };
+    wait_for("the change is in the cache", LIMIT, cached).await;
     assert!(test.kubectl(wait).await.unwrap_err().contains("timed out"));
     claims.merge_status("x", json!({"conditions": held(2)})).await.unwrap();
     test.kubectl(wait).await.unwrap();

@@ -41,7 +41,7 @@ async fn two_of_three_claims_hold_a_semaphore_of_two_and_the_third_follows() {
     f.ready_lock("a", |spec| spec.permits = 2).await;
     for name in ["one", "two", "three"] {
         f.claim(name, "a", |_| {}).await;
-        f.claim_is(name, "has queued", |claim| claim.status.is_some()).await;
+        f.has_its_place(name).await;
     }
     let (one, two) = (f.token_of("one").await, f.token_of("two").await);
     f.claim_reason("three", types::HELD, reasons::WAITING).await;
@@ -172,7 +172,7 @@ async fn ten_claims_are_served_in_the_order_in_which_they_came() {
     let names: Vec<String> = (0..10).map(|n| format!("claim-{n}")).collect();
     for name in &names {
         f.claim(name, "a", |_| {}).await;
-        f.claim_is(name, "has queued", |claim| claim.status.is_some()).await;
+        f.has_its_place(name).await;
     }
     let mut last = 0;
     for name in &names {

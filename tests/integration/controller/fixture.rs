@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Resource, ResourceExt};
-use leasehold::api::condition::{self, types};
+use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::{
     DistributedLock, DistributedLockSpec, HolderKind, HolderRef, LockClaim, LockClaimSpec, LockStore, LockStoreSpec,
     Standalone,
@@ -142,6 +142,17 @@ impl Fixture {
         self.claim_is(name, &format!("is {type_} with reason {reason}"), |claim| {
             let conditions = claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
             condition::get(conditions, type_).is_some_and(|condition| condition.reason == reason)
+        })
+        .await
+    }
+
+    /// Waits until a claim stands in its queue, or has been granted. That it has a status says nothing: a new object
+    /// has the default conditions.
+    pub(crate) async fn has_its_place(&self, name: &str) -> LockClaim {
+        self.claim_is(name, "stands in the queue", |claim| {
+            let conditions = claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+            let held = condition::get(conditions, types::HELD);
+            held.is_some_and(|held| [reasons::WAITING, reasons::GRANTED, reasons::HELD].contains(&held.reason.as_str()))
         })
         .await
     }
