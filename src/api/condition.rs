@@ -56,6 +56,8 @@ pub mod reasons {
     pub const UNSATISFIABLE: &str = "Unsatisfiable";
     /// The gate is open: locks of this store can be granted.
     pub const GATE_OPEN: &str = "GateOpen";
+    /// The controller has just begun with the store.
+    pub const STARTING: &str = "Starting";
     /// The store is being opened.
     pub const OPENING: &str = "Opening";
     /// The ConfigMap that mirrors the epochs can't be written; the controller's namespace must exist.

@@ -38,7 +38,7 @@ use events::Events;
 use lock::Memory;
 use pods::Pods;
 use renewals::Renewals;
-use stores::{OpenStore, SharedStores, Stores};
+use stores::{OpenStore, SharedStores, Stores, Whose};
 
 /// Objects of one kind looked at at the same time.
 const CONCURRENCY: u16 = 16;
@@ -141,6 +141,10 @@ impl Context {
 
     fn lock(&self, key: &LockKey) -> Option<Arc<DistributedLock>> {
         self.locks.get(&ObjectRef::new(key.name()).within(key.namespace()))
+    }
+
+    async fn whose_store(&self, name: &str) -> kube::Result<Whose> {
+        self.stores.whose(&self.client, &self.settings.controller_name, name).await
     }
 
     fn with_memory<T>(&self, key: &LockKey, see: impl FnOnce(&mut Memory) -> T) -> T {

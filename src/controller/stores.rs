@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use kube::{Api, Client};
 use tokio::sync::watch;
 
 use crate::api::LockStore;
+use crate::api::condition::reasons;
 use crate::lease::Epoch;
 use crate::store::Control;
 
@@ -34,6 +36,27 @@ pub(super) enum StoreState {
     },
 }
 
+/// Whose a store is.
+pub(super) enum Whose {
+    /// This controller's.
+    Ours(StoreState),
+    /// Another controller's: no word of ours about it, its locks or their claims.
+    Theirs,
+    /// There is no such store.
+    Nobodys,
+}
+
+impl StoreState {
+    /// Not open yet, but soon: nothing says that it can't be reached.
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self, StoreState::NotReady { reason: reasons::STARTING | reasons::OPENING, .. })
+    }
+
+    fn starting() -> Self {
+        StoreState::NotReady { reason: reasons::STARTING, message: "the controller starts".into() }
+    }
+}
+
 /// One store's place in [`Stores`], kept by its loop.
 pub(super) struct Seat {
     pub(super) state: watch::Sender<StoreState>,
@@ -54,8 +77,7 @@ pub(super) struct Stores(RwLock<HashMap<String, Handle>>);
 impl Stores {
     /// Takes the seat of a store, before its loop starts.
     pub(super) fn seat(&self, name: &str, token_floor: i64) -> Seat {
-        let reason = "Starting";
-        let (state, seen) = watch::channel(StoreState::NotReady { reason, message: "the controller starts".into() });
+        let (state, seen) = watch::channel(StoreState::starting());
         let (wanted, outgrown) = watch::channel(Epoch::default());
         let handle = Handle { state: seen, outgrown: wanted, token_floor };
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), handle);
@@ -71,6 +93,19 @@ impl Stores {
     pub(super) fn state(&self, name: &str) -> Option<StoreState> {
         let stores = self.0.read().unwrap_or_else(PoisonError::into_inner);
         stores.get(name).map(|handle| handle.state.borrow().clone())
+    }
+
+    /// Whose a store is. One that isn't known here is asked for, for it may only not have been seen yet.
+    pub(super) async fn whose(&self, client: &Client, controller: &str, name: &str) -> kube::Result<Whose> {
+        if let Some(state) = self.state(name) {
+            return Ok(Whose::Ours(state));
+        }
+        let stores: Api<LockStore> = Api::all(client.clone());
+        Ok(match stores.get_opt(name).await? {
+            Some(store) if store.spec.controller_name != controller => Whose::Theirs,
+            Some(_) => Whose::Ours(StoreState::starting()),
+            None => Whose::Nobodys,
+        })
     }
 
     /// New records of this store start above it. As etcd had it when the loop began, or raised since.

@@ -29,19 +29,18 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::debug;
 
-use super::stores::{OpenStore, StoreState};
+use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
 use crate::api::{DistributedLock, FINALIZER, HolderRef, LockClaim, NodeUnreachablePolicy};
 use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
-use plan::{Facts, Stage, Store};
+use plan::{Facts, SOON, Stage, Store};
 use pod::Fate;
 use walk::Next;
 
 /// A claim is looked at so often even if nothing seems to happen.
 const SLOW_LOOK: Duration = Duration::from_secs(30);
-const SOON: Duration = Duration::from_millis(250);
 /// Steps taken in one look, each on the object that the one before has written.
 const STEPS: usize = 8;
 
@@ -172,12 +171,15 @@ impl Look {
                 locks.get_opt(key.name()).await?.map(Arc::new)
             }
         };
-        let state = lock.as_ref().and_then(|lock| ctx.stores.state(lock.store_name()));
-        let (store, open) = match (&lock, state) {
-            (None, _) => (Store::NoLock, None),
-            (Some(_), None) => (Store::Foreign, None),
-            (Some(_), Some(StoreState::Ready(open))) => (Store::Open, Some(open)),
-            (Some(_), _) => (Store::Closed, None),
+        let (store, open) = match &lock {
+            None => (Store::NoLock, None),
+            Some(lock) => match ctx.whose_store(lock.store_name()).await? {
+                // Another controller's, at whatever stage: not a word of ours.
+                Whose::Theirs => return Ok(None),
+                Whose::Ours(StoreState::Ready(open)) => (Store::Open, Some(open)),
+                Whose::Ours(state) if state.is_starting() => (Store::Starting, None),
+                Whose::Ours(StoreState::NotReady { .. }) | Whose::Nobodys => (Store::Closed, None),
+            },
         };
         let lock_leaves = lock.as_ref().is_some_and(|lock| lock.metadata.deletion_timestamp.is_some());
         let bounds = [claim.max_hold(), lock.as_ref().and_then(|lock| lock.max_hold())];

@@ -13,6 +13,9 @@ use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, FINALIZER, LockClaim, LockMode, LockRequest, NodeUnreachablePolicy};
 use crate::lease::{FencingToken, HolderId, Mode};
 
+/// How soon a claim is looked at again that waits for its store.
+pub(super) const SOON: Duration = Duration::from_millis(250);
+
 /// How far a claim has come, as its status says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -87,8 +90,8 @@ pub(super) enum Store {
     NoLock,
     /// The lock's store can't be used now.
     Closed,
-    /// The lock's store is not one of ours.
-    Foreign,
+    /// The lock's store will be open soon: what has to be freed there waits for it.
+    Starting,
 }
 
 /// Everything a decision needs.
@@ -141,9 +144,11 @@ pub(super) fn plan(claim: &LockClaim, facts: &Facts) -> Step {
     let ours = claim.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     match stage(claim) {
         Stage::Finished => finished(claim, deleting, ours, facts.now),
+        Stage::Releasing if facts.store == Store::Starting => Step::Rest(Some(SOON)),
         Stage::Releasing => Step::Free,
         Stage::Granted | Stage::Told => holding(claim, facts, deleting),
-        Stage::Waiting if facts.store == Store::Foreign || deleting && !ours => Step::Rest(None),
+        Stage::Waiting if deleting && !ours => Step::Rest(None),
+        Stage::Waiting if deleting && facts.store == Store::Starting => Step::Rest(Some(SOON)),
         Stage::Waiting if deleting => Step::Withdraw,
         Stage::Waiting if !ours => Step::AddFinalizer,
         Stage::Waiting => waiting(claim, facts),
@@ -240,13 +245,13 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
         Store::NoLock if at_once => {
             Step::Finish(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name}"))
         }
-        Store::NoLock | Store::Closed if over && !at_once => {
+        Store::NoLock | Store::Closed | Store::Starting if over && !at_once => {
             Step::Finish(reasons::WAIT_TIMEOUT, "it was not granted within waitTimeoutSeconds".into())
         }
         Store::NoLock => {
             Step::Wait(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name} yet; create it"))
         }
-        Store::Closed | Store::Foreign => Step::Wait(reasons::STORE_NOT_READY, "the lock's store is not Ready".into()),
+        Store::Closed | Store::Starting => Step::Wait(reasons::STORE_NOT_READY, "the lock's store is not Ready".into()),
         Store::Open => Step::Contend,
     }
 }
@@ -313,6 +318,17 @@ mod tests {
         assert!(matches!(plan(&deleted(claim(true, TOLD)), &facts(alive())), Step::Keep(..)));
         let ended = facts(Some(Fate::Ended("x")));
         assert!(matches!(plan(&deleted(claim(true, TOLD)), &ended), Step::Release(..)));
+    }
+
+    #[test]
+    fn what_has_to_be_freed_waits_for_a_store_that_starts_but_not_for_one_that_is_gone() {
+        let starting = Facts { store: Store::Starting, ..facts(None) };
+        let gone = Facts { store: Store::Closed, ..facts(None) };
+        let releasing = || deleted(claim(false, Some((false, "Releasing"))));
+        assert_eq!(plan(&releasing(), &starting), Step::Rest(Some(SOON)));
+        assert_eq!(plan(&releasing(), &gone), Step::Free);
+        assert_eq!(plan(&deleted(claim(false, None)), &starting), Step::Rest(Some(SOON)));
+        assert_eq!(plan(&deleted(claim(false, None)), &gone), Step::Withdraw);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
-use super::stores::{OpenStore, StoreState};
+use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{api_of, set_finalizer};
 use super::{Context, Error};
 use crate::api::condition::{self, reasons, types};
@@ -83,33 +83,32 @@ enum Accepted {
 }
 
 async fn accept(ctx: &Context, lock: &DistributedLock) -> Result<Accepted, Error> {
+    let name = lock.store_name();
+    let state = match ctx.whose_store(name).await? {
+        Whose::Theirs => return Ok(Accepted::NotOurs),
+        Whose::Ours(state) => Some(state),
+        Whose::Nobodys => None,
+    };
     if let Some(field) = lock.unsupported_value() {
         let message = format!("{field} has a value that this release doesn't know");
         return Ok(Accepted::No(Readiness::not(reasons::UNSUPPORTED_VALUE, message)));
     }
-    let name = lock.store_name();
-    let Some(state) = ctx.stores.state(name) else {
-        let stores: Api<LockStore> = Api::all(ctx.client.clone());
-        return Ok(match stores.get_opt(name).await? {
-            Some(other) if other.spec.controller_name != ctx.settings.controller_name => Accepted::NotOurs,
-            Some(_) => Accepted::No(Readiness::not(reasons::STORE_NOT_READY, format!("the LockStore {name} starts"))),
-            None => {
-                let message = format!("there is no LockStore {name}; create it, or name another in storeName");
-                Accepted::No(Readiness::not(reasons::STORE_NOT_FOUND, message))
-            }
-        });
-    };
-    match state {
-        StoreState::NotReady { reason, message } => {
+    let readiness = match state {
+        None => {
+            let message = format!("there is no LockStore {name}; create it, or name another in storeName");
+            Readiness::not(reasons::STORE_NOT_FOUND, message)
+        }
+        Some(StoreState::NotReady { reason, message }) => {
             let message = format!("the LockStore {name} is not Ready ({reason}): {message}");
-            Ok(Accepted::No(Readiness::not(reasons::STORE_NOT_READY, message)))
+            Readiness::not(reasons::STORE_NOT_READY, message)
         }
-        StoreState::Ready(open) if !allowed(ctx, lock, &open.object).await? => {
+        Some(StoreState::Ready(open)) if !allowed(ctx, lock, &open.object).await? => {
             let message = format!("the LockStore {name} doesn't allow this namespace; see its allowedNamespaces");
-            Ok(Accepted::No(Readiness::not(reasons::NAMESPACE_NOT_ALLOWED, message)))
+            Readiness::not(reasons::NAMESPACE_NOT_ALLOWED, message)
         }
-        StoreState::Ready(open) => Ok(Accepted::Open(open)),
-    }
+        Some(StoreState::Ready(open)) => return Ok(Accepted::Open(open)),
+    };
+    Ok(Accepted::No(readiness))
 }
 
 async fn allowed(ctx: &Context, lock: &DistributedLock, store: &LockStore) -> Result<bool, Error> {

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use leasehold::api::condition::{self, reasons, types};
-use leasehold::api::{LockStore, NamespacesFrom, SecretRef, TlsSpec};
+use leasehold::api::{FINALIZER, LockClaim, LockStore, NamespacesFrom, SecretRef, TlsSpec};
 use serde_json::json;
 
 use super::fixture::{Fixture, lock_condition, lock_reason, not_ready, options, ready};
@@ -94,11 +94,24 @@ async fn a_controller_touches_only_its_own_stores_and_their_locks() {
     f.stores().create(&PostParams::default(), &store).await.unwrap();
     f.lock("theirs", |spec| spec.store_name = foreign.clone()).await;
     f.claim("theirs", "theirs", |_| {}).await;
+    // One that their controller has told, and one that it is about to free: whose finalizer we took off, theirs would
+    // never free.
+    for (name, status, reason) in [("told", "True", "Held"), ("releasing", "False", "Releasing")] {
+        f.claim(name, "theirs", |_| {}).await;
+        let finalizer = json!({"metadata": {"finalizers": [FINALIZER]}});
+        let claims = f.test.api::<LockClaim>();
+        claims.patch(name, &PatchParams::default(), &Patch::Merge(finalizer)).await.unwrap();
+        let held = json!({"type": "Held", "status": status, "reason": reason, "message": "",
+            "lastTransitionTime": "2026-11-24T12:00:00Z"});
+        let status = json!({"status": {"conditions": [held], "holderID": name, "fencingToken": 7}});
+        claims.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        f.delete::<LockClaim>(name).await;
+    }
+    let names = ["theirs", "told", "releasing"];
     f.ready_lock("ours", |_| {}).await;
     super::fixture::a_while().await;
     let written = |entry: &&crate::support::AuditEntry| {
-        entry.name == foreign
-            || entry.namespace == f.test.name() && entry.name == "theirs" && entry.resource != "events"
+        entry.name == foreign || entry.namespace == f.test.name() && names.contains(&entry.name.as_str())
     };
     let writes = f.test.plane().controller_writes();
     assert_eq!(writes.iter().filter(written).map(|entry| &entry.resource).collect::<Vec<_>>(), Vec::<&String>::new());
