@@ -18,13 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use kube::api::PostParams;
-use kube::runtime::Controller;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::reflector::{self, ObjectRef, reflector};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
-use kube::runtime::watcher::{self, ExponentialBackoff};
+use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
+use kube::runtime::{Controller, WatchStreamExt};
 use kube::{Api, Client};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::{info, warn};
@@ -34,6 +34,7 @@ use crate::lease::{InvalidName, LockKey};
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 use budget::Budget;
+use claim::{Arrivals, Standing};
 use events::Events;
 use lock::Memory;
 use pods::Pods;
@@ -131,7 +132,7 @@ struct Context {
     metrics: Arc<Metrics>,
     triggers: Triggers,
     memories: Mutex<HashMap<LockKey, Memory>>,
-    arrivals: Mutex<(u64, HashMap<ObjectRef<LockClaim>, u64>)>,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Context {
@@ -156,18 +157,14 @@ impl Context {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
-    /// In which order this process has seen the claims: finer than the seconds of their creation.
-    fn arrival(&self, claim: &LockClaim) -> u64 {
-        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        let (next, seen) = &mut *arrivals;
-        *seen.entry(ObjectRef::from_obj(claim)).or_insert_with(|| {
-            *next += 1;
-            *next
-        })
+    /// What a look at a claim means for its place in the line of those that have not entered a queue.
+    fn heed_place(&self, claim: &LockClaim, standing: Standing) {
+        if let Some(next) = self.arrivals.heed(claim, standing) {
+            self.triggers.claim(next);
+        }
     }
 
     fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).1.remove(claim);
         self.renewals.forget_claim(claim);
         self.pods.forget(claim);
     }
@@ -241,7 +238,11 @@ pub async fn run(
     let watch = watcher::Config::default();
     let locks = Controller::new(Api::<DistributedLock>::all(client.clone()), watch.clone());
     let locks = locks.with_config(config.clone()).trigger_backoff(watch_backoff());
-    let claims = Controller::new(Api::<LockClaim>::all(client.clone()), watch);
+    let arrivals = Arc::new(Arrivals::default());
+    let (claims, writer) = reflector::store();
+    let noted = arrivals.clone();
+    let told = watcher(Api::<LockClaim>::all(client.clone()), watch).inspect_ok(move |event| noted.note(event));
+    let claims = Controller::for_stream(reflector(writer, told).applied_objects(), claims);
     let claims = claims.with_config(config).trigger_backoff(watch_backoff());
     let ctx = Arc::new(Context {
         stores: Arc::new(Stores::default()),
@@ -254,7 +255,7 @@ pub async fn run(
         metrics,
         triggers,
         memories: Mutex::default(),
-        arrivals: Mutex::default(),
+        arrivals,
         client,
         settings,
     });

@@ -15,6 +15,7 @@
 //! `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between, Redis may lose
 //! everything: what etcd has as granted or told is put back with its token before anything is granted.
 
+mod arrivals;
 mod plan;
 mod pod;
 mod walk;
@@ -32,10 +33,12 @@ use tracing::debug;
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
+use crate::api::condition::reasons;
 use crate::api::{DistributedLock, FINALIZER, HolderRef, LockClaim, NodeUnreachablePolicy};
 use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
-use plan::{Facts, SOON, Stage, Store};
+pub(super) use arrivals::{Arrivals, Standing};
+use plan::{Facts, SOON, Stage, Step, Store};
 use pod::Fate;
 use walk::Next;
 
@@ -60,8 +63,7 @@ pub(super) fn remembered(claim: &LockClaim, lock: &LockKey) -> Option<Remembered
     })
 }
 
-/// Puts the claims that wait for a lock into the queue of its new record: by creation time, and within a second of it
-/// in the order in which this process has seen them.
+/// Puts the claims that wait for a lock into the queue of its new record, in the order of [`Arrivals`].
 pub(super) async fn rejoin(
     ctx: &Context,
     control: &Control,
@@ -70,7 +72,7 @@ pub(super) async fn rejoin(
 ) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let mut waiting: Vec<&LockClaim> = claims.filter(|claim| waits_for(claim, lock, now)).collect();
-    waiting.sort_by_key(|claim| (claim.creation_timestamp().map(|at| at.0), ctx.arrival(claim), claim.uid()));
+    waiting.sort_by_key(|claim| ctx.arrivals.place(claim));
     for claim in waiting {
         if let Some(request) = request(claim, now) {
             // Whatever the answer, the claim's own loop asks again and heeds it.
@@ -122,10 +124,12 @@ pub(super) async fn reconcile(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Resul
     for _ in 0..STEPS {
         let look = Look::new(&ctx, claim.clone()).await?;
         let Some(look) = look else {
+            ctx.heed_place(&claim, Standing::Leaves);
             return Ok(Action::await_change());
         };
         let step = plan::plan(&claim, &look.facts);
         debug!(claim = %look.me, ?step, "decided");
+        ctx.heed_place(&claim, standing(&step, &look.facts));
         match look.apply(step).await {
             Ok(Next::Again(written)) => claim = Arc::new(*written),
             Ok(Next::Rest(wait)) => {
@@ -138,6 +142,18 @@ pub(super) async fn reconcile(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Resul
         }
     }
     Ok(Action::requeue(SOON))
+}
+
+/// What a step means for a place in the line; asking in Redis decides it by the answer.
+fn standing(step: &Step, facts: &Facts) -> Standing {
+    match step {
+        Step::AddFinalizer | Step::Contend => Standing::Comes,
+        Step::Rest(None) if facts.pod == Some(Fate::Unknown) => Standing::Comes,
+        Step::Wait(reason, _) if [reasons::LOCK_NOT_FOUND, reasons::STORE_NOT_READY].contains(reason) => {
+            Standing::WaitsWithAll
+        }
+        _ => Standing::Leaves,
+    }
 }
 
 /// Everything about one claim at one moment.
@@ -162,7 +178,6 @@ impl Look {
             return Ok(None);
         };
         let me = ObjectRef::from_obj(&*claim);
-        ctx.arrival(&claim);
         let lock = match ctx.lock(&key) {
             Some(lock) => Some(lock),
             // The claim may have been seen before its lock: ask who knows.

@@ -1,6 +1,6 @@
 //! The steps of a claim's walk: each does one thing in Redis or etcd, and says what is next.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, EvictParams, Preconditions};
@@ -12,6 +12,7 @@ use tracing::info;
 use super::super::Error;
 use super::super::renewals::Kept;
 use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
+use super::arrivals::Standing;
 use super::plan::{self, SOON, Step};
 use super::pod::Fate;
 use super::{Look, request};
@@ -115,11 +116,20 @@ impl Look {
         let Some(request) = request(&self.claim, self.facts.now) else {
             return Ok(Next::Rest(None));
         };
+        if !self.ctx.arrivals.may_enter(&self.claim, Instant::now()) {
+            return Ok(Next::Rest(Some(SOON)));
+        }
         self.keep_in_mind(false);
         let answer = match open.control.claim(&self.key, &request).await? {
             Ok(answer) => answer,
-            Err(refusal) => return self.refused(&refusal),
+            Err(refusal) => {
+                self.ctx.heed_place(&self.claim, Standing::WaitsWithAll);
+                return self.refused(&refusal);
+            }
         };
+        let closed = matches!(answer, Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted);
+        let standing = if closed || answer == Acquired::Sealed { Standing::WaitsWithAll } else { Standing::Leaves };
+        self.ctx.heed_place(&self.claim, standing);
         match answer {
             Acquired::Granted(grant) => self.granted(grant).await,
             Acquired::Queued { .. } => {
