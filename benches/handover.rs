@@ -1,12 +1,12 @@
-//! How long after a release its next holder knows that it holds. Two clients with connections of their own;
-//! a waiter of ours listens on its inbox and asks when told, since only an answer is believed.
+//! How long after a release its next holder knows that it holds. Two clients with connections of their own; a waiter
+//! of ours believes the offer in its inbox, counted from when it was queued, and renews it (not in the time measured).
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use futures::StreamExt;
-use leasehold::lease::HolderId;
-use redis::aio::{ConnectionManager, PubSubSink, PubSubStream};
+use leasehold::lease::{Grant, HolderId, Reading};
+use leasehold::store::Inbox;
+use redis::aio::ConnectionManager;
 
 use crate::ours::{Ours, PREFIX, holder};
 use crate::pairs::{Rounds, Sample};
@@ -38,14 +38,13 @@ fn sample(times: Vec<Duration>) -> Sample {
 struct Leases {
     holder: Ours,
     waiter: Ours,
-    subscribe: PubSubSink,
-    inbox: Option<PubSubStream>,
+    inbox: Option<Inbox>,
 }
 
 impl Leases {
     async fn connect(server: &Server<'_>) -> Result<Self> {
-        let (subscribe, inbox) = server.client()?.get_async_pubsub().await?.split();
-        Ok(Self { holder: Ours::connect(server)?, waiter: Ours::connect(server)?, subscribe, inbox: Some(inbox) })
+        let inbox = Some(Inbox::connect(&server.endpoint(), PREFIX).await?);
+        Ok(Self { holder: Ours::connect(server)?, waiter: Ours::connect(server)?, inbox })
     }
 
     async fn round(&mut self, server: &Server<'_>) -> Result<Sample> {
@@ -58,27 +57,28 @@ impl Leases {
 
     async fn hand_over(&mut self, server: &Server<'_>) -> Result<Duration> {
         let (first, second) = (holder()?, holder()?);
-        let channel = format!("{PREFIX}:{{{}}}:inbox:{}", self.waiter.key(LOCK), second.as_str());
-        self.subscribe.subscribe(&channel).await?;
+        let mut inbox = self.inbox.take().context("the inbox is gone")?;
+        inbox.subscribe(self.waiter.key(LOCK), &second).await?;
         self.holder.acquire(LOCK, &first).await?;
-        self.waiter.queue(LOCK, &second).await?;
-        let inbox = self.inbox.take().context("the inbox is gone")?;
-        let waiting = tokio::spawn(wait(self.waiter.clone(), inbox, second.clone()));
+        let reading = self.waiter.queue(LOCK, &second).await?;
+        let waiting = tokio::spawn(wait(inbox, second.clone(), reading));
         ensure!(server.blocked_clients().await? == 0, "nobody should block");
         let start = Instant::now();
         self.holder.release(LOCK, &first).await?;
-        let (held, inbox) = tokio::time::timeout(LIMIT, waiting).await???;
-        self.inbox = Some(inbox);
+        let (held, grant, mut inbox) = tokio::time::timeout(LIMIT, waiting).await???;
+        ensure!(self.waiter.renew(LOCK, &second).await?.token == grant.token, "another token than the offer's");
         self.waiter.release(LOCK, &second).await?;
-        self.subscribe.unsubscribe(&channel).await?;
+        inbox.unsubscribe(self.waiter.key(LOCK), &second).await?;
+        self.inbox = Some(inbox);
         Ok(held - start)
     }
 }
 
-async fn wait(waiter: Ours, mut inbox: PubSubStream, id: HolderId) -> Result<(Instant, PubSubStream)> {
-    inbox.next().await.context("the inbox closed")?;
-    waiter.acquire(LOCK, &id).await?;
-    Ok((Instant::now(), inbox))
+async fn wait(mut inbox: Inbox, id: HolderId, reading: Reading) -> Result<(Instant, Grant, Inbox)> {
+    let (offered, offer) = inbox.next().await.context("the inbox closed")?;
+    ensure!(offered == id, "an offer to somebody else");
+    let grant = offer.granted_since(reading).context("an offer that may not be believed")?;
+    Ok((Instant::now(), grant, inbox))
 }
 
 /// The floor: one pushes to a list, another waits in BLPOP.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use leasehold::lease::{Acquired, Epoch, HolderId, LockKey, Mode, Released, Renewed, Request, Wait};
+use leasehold::lease::{Acquired, Epoch, Grant, HolderId, LockKey, Mode, Reading, Released, Renewed, Request, Wait};
 use leasehold::store::{Control, LIBRARY_SOURCE, Opening, Provision, Store};
 
 use crate::server::Server;
@@ -74,17 +74,19 @@ impl Ours {
         }
     }
 
-    pub(crate) async fn queue(&self, lock: usize, id: &HolderId) -> Result<()> {
+    pub(crate) async fn queue(&self, lock: usize, id: &HolderId) -> Result<Reading> {
         match self.store.acquire(self.key(lock), &request(id, Wait::Forever)).await? {
-            Acquired::Queued { .. } => Ok(()),
+            Acquired::Queued { reading, .. } => Ok(reading),
             other => bail!("lock {lock} did not queue: {other:?}"),
         }
     }
 
-    pub(crate) async fn renew(&self, lock: usize, id: &HolderId) -> Result<()> {
+    pub(crate) async fn renew(&self, lock: usize, id: &HolderId) -> Result<Grant> {
         let answers = self.store.renew(&[(self.key(lock).clone(), id.clone())]).await?;
-        ensure!(matches!(answers[..], [Renewed::Held(_)]), "lock {lock} was not renewed: {answers:?}");
-        Ok(())
+        match answers[..] {
+            [Renewed::Held(grant)] => Ok(grant),
+            _ => bail!("lock {lock} was not renewed: {answers:?}"),
+        }
     }
 
     pub(crate) async fn release(&self, lock: usize, id: &HolderId) -> Result<()> {

@@ -4,11 +4,13 @@
 //! is an error of [`crate::store`], and says nothing about the lock.
 
 mod ids;
+mod offer;
 mod token;
 
 use std::time::Duration;
 
 pub use ids::{HolderId, InvalidName, LockKey, MAX_ID_LEN, MAX_IDENTITY_LEN, MAX_LOCK_NAME_LEN};
+pub use offer::{Offer, Reading};
 pub use token::{Epoch, FencingToken};
 
 /// How much of a lock a holder takes.
@@ -74,8 +76,10 @@ pub struct Grant {
 pub enum Acquired {
     /// Held, now.
     Granted(Grant),
-    /// In the queue; ask again after `retry`, or when the inbox says so, to keep the place.
+    /// In the queue; ask again after `retry` to keep the place, and once the inbox tells of an [`Offer`].
     Queued {
+        /// From where an offer's remaining time is counted.
+        reading: Reading,
         /// When asking again may change the answer; later loses the place.
         retry: Duration,
     },

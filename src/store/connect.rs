@@ -114,8 +114,8 @@ impl Endpoint {
         ConnectionManager::new_lazy_with_config(self.client()?, config).map_err(StoreError::Settings)
     }
 
-    async fn pubsub(&self) -> Result<redis::aio::PubSub, StoreError> {
-        const FUNCTION: &str = "PSUBSCRIBE";
+    pub(super) async fn pubsub(&self) -> Result<redis::aio::PubSub, StoreError> {
+        const FUNCTION: &str = "pub/sub";
         let client = self.client()?;
         tokio::time::timeout(CONNECT_TIMEOUT, client.get_async_pubsub())
             .await

@@ -7,7 +7,15 @@
 --   <prefix>:{namespace/name}:queue    sorted set, all scores 0: priority, arrival, id
 --   <prefix>:{namespace/name}:waiters  hash: id -> what it asks for
 -- Key of a store: <prefix>:store, a hash: uid, term, epoch, run_id, replid.
--- Channels: <prefix>:{namespace/name}:changes, and ...:inbox:<id> of a waiter. Messages are hints.
+-- Channels: <prefix>:{namespace/name}:changes, whose messages are hints, and ...:inbox:<id> of a waiter.
+--
+-- Wake one, in one way. Whoever queues is answered with this clock and the gate's epoch. A promotion writes an offer
+-- and publishes `offer <token> <expires>` to its waiter's inbox, in one step. Token and answer of one epoch come from
+-- one process, so that `expires` minus the answered time is what remained when the waiter sent its request: it may
+-- believe the offer by that at once, however late the message is, and then renews, which makes it a hold. A message
+-- of another epoch is a hint: ask. What a crash leaves: of this process, as with an answer that was just given, a
+-- lease that the quarantine waits out; of the waiter, an offer that ends by itself; a lost message, a waiter that
+-- asks in time.
 --
 -- A hold is an `offer` (promoted, not yet accepted), `held`, or `pinned` (time alone never takes it).
 -- Modes: `c` counts its permits; `s` all shared holders together take one permit; `x` exclusive.
@@ -169,8 +177,8 @@ local function flush(l)
   if l.forget then forget(l) end
   local base = l.key:sub(1, -6)
   if l.offers then
-    for _, id in ipairs(l.offers) do
-      redis.pcall('PUBLISH', base .. ':inbox:' .. id, 'offer')
+    for id, o in pairs(l.offers) do
+      redis.pcall('PUBLISH', base .. ':inbox:' .. id, string.format('offer %.0f %.0f', o.token, o.expires))
       redis.pcall('PUBLISH', base .. ':changes', 'offered ' .. id)
     end
   elseif l.news then
@@ -392,9 +400,8 @@ local function promote(l, now, self)
       if id == self then
         l.holder = grant(l, id, w, token, now, 'held')
       else
-        grant(l, id, w, token, now, 'offer')
         l.offers = l.offers or {}
-        l.offers[#l.offers + 1] = id
+        l.offers[id] = grant(l, id, w, token, now, 'offer')
       end
     end
   end
@@ -463,7 +470,7 @@ local function contend(l, ask, now)
     leave_queue(l, id)
     return {'busy', retry_ms(h, now, 0)}
   end
-  return {'queued', retry_ms(h, now, ask.wait)}
+  return {'queued', retry_ms(h, now, ask.wait), now, gate.epoch}
 end
 
 local function whole(arg, low, high)

@@ -13,6 +13,7 @@
 mod connect;
 mod control;
 mod error;
+mod inbox;
 mod library;
 mod reply;
 mod workload;
@@ -22,6 +23,7 @@ pub mod model;
 pub use connect::{Changes, Endpoint, Password, Tls};
 pub use control::{Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed};
 pub use error::StoreError;
+pub use inbox::Inbox;
 pub use library::{LIBRARY_SOURCE, LibraryState, ServerFacts};
 pub use workload::{Hold, HoldState, Inspection, Store};
 

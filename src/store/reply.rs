@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::{ErrorKind, FromRedisValue, RedisError, Value};
 
 use super::StoreError;
-use crate::lease::{FencingToken, Grant};
+use crate::lease::{Epoch, FencingToken, Grant};
 
 /// One answer, taken apart from the front.
 pub(super) struct Reply {
@@ -56,6 +56,11 @@ impl Reply {
     pub(super) fn token(&mut self) -> Result<FencingToken, StoreError> {
         let value: i64 = self.take()?;
         FencingToken::new(value).ok_or_else(|| unreadable(self.function, &Value::Int(value)))
+    }
+
+    pub(super) fn epoch(&mut self) -> Result<Epoch, StoreError> {
+        let value: i64 = self.take()?;
+        Epoch::new(value).ok_or_else(|| unreadable(self.function, &Value::Int(value)))
     }
 
     pub(super) fn grant(&mut self) -> Result<Grant, StoreError> {

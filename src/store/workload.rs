@@ -5,7 +5,7 @@ use redis::{Cmd, Value};
 
 use super::reply::{Reply, unreadable};
 use super::{Endpoint, StoreError, lock_keys};
-use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Released, Renewed, Request, Wait};
+use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Reading, Released, Renewed, Request, Wait};
 
 /// One Redis and one key prefix in it. Cheap to clone; clones share the connection.
 #[derive(Clone)]
@@ -188,7 +188,10 @@ pub(super) fn push_request(cmd: &mut Cmd, request: &Request) {
 pub(super) fn acquired(mut reply: Reply) -> Result<Acquired, StoreError> {
     Ok(match reply.outcome().as_str() {
         "granted" => Acquired::Granted(reply.grant()?),
-        "queued" => Acquired::Queued { retry: reply.millis()? },
+        "queued" => {
+            let retry = reply.millis()?;
+            Acquired::Queued { retry, reading: Reading { at: reply.take()?, epoch: reply.epoch()? } }
+        }
         "busy" => Acquired::Busy { retry: reply.millis()? },
         "lost" => Acquired::Lost,
         "sealed" => Acquired::Sealed,

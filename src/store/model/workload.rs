@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::record::{Ended, duration, grant_of};
 use super::{Gate, HEARTBEAT_STALE_MS, Model, Waiter, ms};
-use crate::lease::{Acquired, Grant, HolderId, Released, Renewed, Request, Wait};
+use crate::lease::{Acquired, Grant, HolderId, Reading, Released, Renewed, Request, Wait};
 use crate::store::HoldState;
 
 impl Model {
@@ -63,6 +63,7 @@ impl Model {
             return Acquired::Busy { retry: self.retry(None) };
         }
         self.enqueue(request, delegated);
+        let reading = Reading { at: now, epoch: gate.epoch };
         if let Some(grant) = self.promote(Some(&request.id)) {
             return Acquired::Granted(grant);
         }
@@ -71,8 +72,8 @@ impl Model {
                 self.leave(&request.id);
                 Acquired::Busy { retry: self.retry(None) }
             }
-            Wait::For(time) => Acquired::Queued { retry: self.retry(Some(ms(time))) },
-            Wait::Forever => Acquired::Queued { retry: self.retry(None) },
+            Wait::For(time) => Acquired::Queued { retry: self.retry(Some(ms(time))), reading },
+            Wait::Forever => Acquired::Queued { retry: self.retry(None), reading },
         }
     }
 

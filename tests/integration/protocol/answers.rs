@@ -123,7 +123,9 @@ fn retry_within(real: Duration, bound: Duration) -> bool {
 
 fn same_acquired(model: Acquired, real: Acquired) -> bool {
     match (model, real) {
-        (Acquired::Queued { retry: bound }, Acquired::Queued { retry }) => retry_within(retry, bound),
+        (Acquired::Queued { retry: bound, reading: expected }, Acquired::Queued { retry, reading }) => {
+            retry_within(retry, bound) && reading == expected
+        }
         (Acquired::Busy { retry: bound }, Acquired::Busy { retry }) => retry_within(retry, bound),
         (model, real) => model == real,
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
-use leasehold::lease::{Acquired, Released, Wait};
-use leasehold::store::{Changes, Password, Store};
+use leasehold::lease::{Acquired, Released, Renewed, Wait};
+use leasehold::store::{Changes, Inbox, Password, Store};
 
 use super::fixture::{Declared, id};
 use super::server::PREFIX;
@@ -46,6 +46,28 @@ async fn a_release_wakes_exactly_the_waiter_it_promotes() {
     assert_eq!(woken, ["first"]);
     assert!(matches!(declared.acquire("first", Wait::Forever).await, Acquired::Granted(_)));
     assert!(matches!(declared.acquire("second", Wait::Forever).await, Acquired::Queued { .. }));
+}
+
+#[tokio::test]
+async fn an_offer_is_held_from_the_message_on_until_it_ends() {
+    let declared = Declared::mutex().await;
+    let (lock, waiter) = (&declared.lock, id("waiter"));
+    let mut inbox = Inbox::connect(&declared.server.endpoint(), PREFIX).await.unwrap();
+    inbox.subscribe(lock, &waiter).await.unwrap();
+    declared.granted("holder").await;
+    let Acquired::Queued { reading, .. } = declared.acquire("waiter", Wait::Forever).await else {
+        panic!("it is held");
+    };
+    declared.store.release(lock, &id("holder")).await.unwrap();
+    let (whose, offer) = tokio::time::timeout(LIMIT, inbox.next()).await.expect("in time").expect("an offer");
+    let record = declared.store.inspect(lock).await.unwrap().unwrap();
+    let hold = &record.holds[0];
+    assert_eq!((&whose, offer.token, offer.expires), (&hold.id, hold.token, hold.expires));
+    let grant = offer.granted_since(reading).expect("it is of the same process");
+    let promised = i64::try_from(grant.remaining.as_millis()).unwrap();
+    assert_eq!((grant.token, reading.at + promised), (hold.token, hold.expires));
+    let renewed = declared.store.renew(&[(lock.clone(), waiter)]).await.unwrap();
+    assert!(matches!(renewed[..], [Renewed::Held(held)] if held.token == grant.token), "{renewed:?}");
 }
 
 #[tokio::test]
