@@ -123,42 +123,43 @@ impl Endpoint {
             .map_err(|source| StoreError::Call { function: FUNCTION, source })
     }
 
-    /// Listens to the changes of all locks under a prefix. The stream ends with the connection.
+    /// Listens to the offers to waiters of all locks under a prefix. The stream ends with the connection.
     ///
     /// # Errors
     /// [`StoreError`] if the server can't be reached or refuses the subscription.
-    pub async fn changes(&self, prefix: &str) -> Result<impl Stream<Item = Changes> + Send + use<>, StoreError> {
+    pub async fn offers(&self, prefix: &str) -> Result<impl Stream<Item = Offered> + Send + use<>, StoreError> {
         let mut pubsub = self.pubsub().await?;
         let glob: String = prefix.chars().flat_map(|c| ["\\".to_owned(), c.to_string()]).collect();
         pubsub
-            .psubscribe(format!("{glob}:{{*}}:changes"))
+            .psubscribe(format!("{glob}:{{*}}:inbox:*"))
             .await
             .map_err(|source| StoreError::Call { function: "PSUBSCRIBE", source })?;
         let start = prefix.len() + 2;
         Ok(pubsub.into_on_message().filter_map(move |message| {
-            let change = Changes::parse(&message, start);
-            async move { change }
+            let offered = Offered::parse(&message, start);
+            async move { offered }
         }))
     }
 }
 
-/// A hint that something about a lock has changed. It may be late, lost or doubled.
+/// A hint that a waiter was promoted. It may be late or lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Changes {
+pub struct Offered {
     /// The lock.
     pub lock: LockKey,
-    /// Whom it was offered to, if that is the change.
-    pub offered: Option<HolderId>,
+    /// The waiter.
+    pub id: HolderId,
 }
 
-impl Changes {
+impl Offered {
     fn parse(message: &redis::Msg, start: usize) -> Option<Self> {
-        let channel = message.get_channel_name();
-        let name = channel.get(start..)?.strip_suffix("}:changes")?;
-        let (namespace, name) = name.split_once('/')?;
-        let lock = LockKey::new(namespace, name).ok()?;
-        let text: String = message.get_payload().ok()?;
-        let offered = text.strip_prefix("offered ").and_then(|id| HolderId::new(id).ok());
-        Some(Self { lock, offered })
+        let (name, id) = message.get_channel_name().get(start..)?.split_once("}:inbox:")?;
+        Some(Self { lock: lock_of(name)?, id: HolderId::new(id).ok()? })
     }
+}
+
+/// Reads what stands between the braces of a lock's keys and channels.
+pub(super) fn lock_of(name: &str) -> Option<LockKey> {
+    let (namespace, name) = name.split_once('/')?;
+    LockKey::new(namespace, name).ok()
 }

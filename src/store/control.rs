@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use redis::{Cmd, Value};
+use redis::{Cmd, FromRedisValue, Value};
 
+use super::connect::lock_of;
 use super::reply::{Reply, unreadable};
 use super::workload::{acquired, push_mode, push_request, renewed};
 use super::{Store, StoreError, lock_keys, store_key};
@@ -65,6 +66,15 @@ pub struct Heartbeat {
     pub gate: Option<Epoch>,
     /// The highest epoch that the store's own key knows.
     pub epoch: Epoch,
+}
+
+/// The locks whose records have changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// To be named in the next call, so that a batch whose answer was lost is told again.
+    pub batch: i64,
+    /// Each once, in no order.
+    pub locks: Vec<LockKey>,
 }
 
 /// The process and epoch to open a gate for.
@@ -206,6 +216,22 @@ impl Control {
         let mut cmd = self.command(FUNCTION, &[]);
         cmd.arg(opening.epoch.get()).arg(&opening.run_id).arg(&opening.replid);
         Ok(self.ask(FUNCTION, &cmd).await?.map(drop))
+    }
+
+    /// The locks whose records have changed since the batch that was told last. A renewal changes none.
+    pub async fn changes(&self, told: i64) -> Answer<Changes> {
+        const FUNCTION: &str = "leasehold1_changes";
+        let mut cmd = self.command(FUNCTION, &[]);
+        cmd.arg(told);
+        let mut reply = match self.ask(FUNCTION, &cmd).await? {
+            Ok(reply) => reply,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let batch = reply.take()?;
+        let start = self.store.prefix.len() + 2;
+        let keys = reply.rest().map(String::from_redis_value).filter_map(Result::ok);
+        let locks = keys.filter_map(|key| lock_of(key.get(start..)?.strip_suffix("}:lock")?)).collect();
+        Ok(Ok(Changes { batch, locks }))
     }
 
     /// Leaves the prefix to another `LockStore`. Its epochs stay used.

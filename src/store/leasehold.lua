@@ -7,7 +7,7 @@
 --   <prefix>:{namespace/name}:queue    sorted set, all scores 0: priority, arrival, id
 --   <prefix>:{namespace/name}:waiters  hash: id -> what it asks for
 -- Key of a store: <prefix>:store, a hash: uid, term, epoch, run_id, replid.
--- Channels: <prefix>:{namespace/name}:changes, whose messages are hints, and ...:inbox:<id> of a waiter.
+-- Channel of a waiter: <prefix>:{namespace/name}:inbox:<id>.
 --
 -- Wake one, in one way. Whoever queues is answered with this clock and the gate's epoch. A promotion writes an offer
 -- and publishes `offer <token> <expires>` to its waiter's inbox, in one step. Token and answer of one epoch come from
@@ -32,7 +32,8 @@ local LOOK_MS = 10               -- how long a look at INFO replication is belie
 local CONFIGS_KNOWN = 4096       -- configurations kept unpacked
 
 -- Memory of this process alone: not saved, not replicated, empty after a restart or a reload.
--- gates: store uid -> {epoch, replid, look, heartbeat}. terms: store uid -> the highest term seen; a FLUSHALL or a
+-- gates: store uid -> {epoch, replid, look, heartbeat, changed, told, batch}; `changed` are the keys of the records
+-- that have changed since the controller asked, whatever happens to a lock many times a second. terms: store uid -> the highest term seen; a FLUSHALL or a
 -- gate that closes leaves it alone.
 local gates, terms = {}, {}
 
@@ -165,8 +166,9 @@ local function forget(l)
   for i = 1, #over, 1000 do redis.call('HDEL', l.key, unpack(over, i, math.min(i + 999, #over))) end
 end
 
-local function publish_change(key, news)
-  redis.pcall('PUBLISH', key:sub(1, -6) .. ':changes', news)
+local function note_change(store, key)
+  local gate = gates[store]
+  if gate then gate.changed[key] = true end
 end
 
 -- PUBLISH comes last and may be refused: the writes stand. `unpack` takes some thousands of values at most.
@@ -175,14 +177,12 @@ local function flush(l)
   sets[2] = pack_state(l.h)
   for i = 1, #sets, 1000 do redis.call('HSET', l.key, unpack(sets, i, math.min(i + 999, #sets))) end
   if l.forget then forget(l) end
-  local base = l.key:sub(1, -6)
+  note_change(l.h.store, l.key)
   if l.offers then
+    local inbox = l.key:sub(1, -5) .. 'inbox:'
     for id, o in pairs(l.offers) do
-      redis.pcall('PUBLISH', base .. ':inbox:' .. id, string.format('offer %.0f %.0f', o.token, o.expires))
-      redis.pcall('PUBLISH', base .. ':changes', 'offered ' .. id)
+      redis.pcall('PUBLISH', inbox .. id, string.format('offer %.0f %.0f', o.token, o.expires))
     end
-  elseif l.news then
-    publish_change(l.key, l.news)
   end
 end
 
@@ -218,7 +218,6 @@ local function end_hold(l, id, o, how, now)
   count(h, o, -1)
   if h.used + h.shared + h.exclusive == 0 then h.due = 0 end
   remember(l, id, how, now)
-  l.news = 'ended'
 end
 
 local function due_at(h, time)
@@ -248,7 +247,7 @@ end
 -- A lock as this call sees it, without what is not yet known. All fields at once: a table that grows is slow.
 local function handle(keys, first, h, id, field, holder)
   return {key = keys[first], queue = keys[first + 1], waiters = keys[first + 2], h = h, id = id, field = field,
-    holder = holder, ended = nil, changed = false, forget = false, news = nil, offers = nil,
+    holder = holder, ended = nil, changed = false, forget = false, offers = nil,
     sets = {'state', false, nil, nil}}
 end
 
@@ -305,7 +304,6 @@ local function enqueue(l, id, ask, now)
     h.seq = math.max(h.seq + 1, now * 1000)
     w = {seq = h.seq, priority = ask.priority, permits = ask.permits, mode = ask.mode, delegated = ask.delegated,
       identity = ask.identity, pod = ask.pod}
-    l.news = 'queued'
     l.changed = true
   end
   h.waiters = h.waiters + redis.call('ZADD', l.queue, 0, member(w, id))
@@ -319,7 +317,6 @@ local function leave_queue(l, id)
   local w = load_waiter(l, id)
   if not w then return false end
   dequeue(l, id, member(w, id))
-  l.news = 'left'
   return true
 end
 
@@ -368,7 +365,6 @@ local function grant(l, id, ask, token, now, state)
   count(h, o, 1)
   due_at(h, o.expires)
   put_hold(l, id, o)
-  l.news = 'granted'
   l.changed = true
   return o
 end
@@ -423,7 +419,6 @@ end
 local function accept(l, o, now)
   o.state, o.renewed, o.expires = 'held', now, lease_end(l.h, o, now)
   put_hold(l, l.id, o)
-  l.news = 'granted'
   l.changed = true
 end
 
@@ -505,7 +500,7 @@ local function take(key, field, config, state, now, permits, identity, pod)
   redis.call('HSET', key,
     'state', struct.pack(STATE, token, used + permits, 0, 0, 0, seq, finished, 0, not_before, due),
     field, struct.pack(HOLD, 'held', 'c', token, permits, now, now, expires, #identity, identity, #pod, pod))
-  publish_change(key, 'granted')
+  gate.changed[key] = true
   return {'granted', token, c.lease}
 end
 
@@ -513,9 +508,10 @@ end
 local function acquire(keys, args, first, delegated)
   local now, at, id, identity, pod = now_ms(), #keys - 2, args[first], args[first + 5], args[first + 6]
   local mode, permits, priority, wait = asked(args, first)
-  local config, state, own = read(keys[at], 'id:' .. id)
+  local field = 'id:' .. id
+  local config, state, own = read(keys[at], field)
   if not config then return {'unprovisioned'} end
-  local taken = mode == 'c' and not own and take(keys[at], 'id:' .. id, config, state, now, permits, identity, pod)
+  local taken = mode == 'c' and not own and take(keys[at], field, config, state, now, permits, identity, pod)
   if taken then return taken end
   local l = load(keys, at, id, now, config, state, own)
   return done(l, contend(l, {mode = mode, permits = permits, priority = priority, wait = wait, identity = identity,
@@ -584,7 +580,7 @@ local function give_back(key, field, config, state, own, now)
   redis.call('HSET', key,
     'state', struct.pack(STATE, last, used, shared, exclusive, 0, seq, finished + 1, sealed, not_before, due),
     field, struct.pack(ENDED_ID, finished, now + math.min(c.lease, REMEMBER_MS), 'r'))
-  publish_change(key, 'ended')
+  note_change(c.store, key)
   return {'released'}
 end
 
@@ -696,8 +692,22 @@ local function open(keys, args)
   local same = last[2] == args[4] and last[3] == args[5]
   if epoch < used or (epoch == used and last[1] and not same) then return {'stale-epoch', used} end
   redis.call('HSET', keys[1], 'uid', args[1], 'term', args[2], 'epoch', args[3], 'run_id', args[4], 'replid', args[5])
-  gates[args[1]], terms[args[1]] = {epoch = epoch, replid = replid, look = now, heartbeat = now}, tonumber(args[2])
+  gates[args[1]] = {epoch = epoch, replid = replid, look = now, heartbeat = now, changed = {}, told = {}, batch = 0}
+  terms[args[1]] = tonumber(args[2])
   return {'ok'}
+end
+
+-- changes: store key; uid, term, the batch that was told last. Replies a batch and the keys of the records that have
+-- changed since that one, each once. A batch whose answer was lost is told again, with what has changed since.
+local function changes(keys, args)
+  local gate, no = admitted(keys, args, now_ms())
+  if not gate then return no end
+  if tonumber(args[3]) == gate.batch then gate.told = {} end
+  for key in pairs(gate.changed) do gate.told[key] = true end
+  gate.changed, gate.batch = {}, gate.batch + 1
+  local reply = {'ok', gate.batch}
+  for key in pairs(gate.told) do reply[#reply + 1] = key end
+  return reply
 end
 
 -- leave: store key; uid, term. The prefix is free for another LockStore; its epochs stay used.
@@ -810,7 +820,6 @@ local function pin(keys, args)
   if o.state ~= 'pinned' then
     o.state, o.renewed, o.expires = 'pinned', now, lease_end(l.h, o, now)
     put_hold(l, l.id, o)
-    l.news = 'granted'
     l.changed = true
   end
   return done(l, granted(o, now))
@@ -920,6 +929,7 @@ register('inspect', inspect, 'no-writes')
 register('version', function() return VERSION end, 'no-writes')
 register('heartbeat', heartbeat, 'allow-oom')
 register('open', open, 'allow-oom')
+register('changes', changes, 'no-writes')
 register('leave', leave, 'allow-oom')
 register('provision', provision)
 register('restore', restore, 'allow-oom')

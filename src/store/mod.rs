@@ -20,8 +20,8 @@ mod workload;
 
 pub mod model;
 
-pub use connect::{Changes, Endpoint, Password, Tls};
-pub use control::{Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed};
+pub use connect::{Endpoint, Offered, Password, Tls};
+pub use control::{Changes, Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed};
 pub use error::StoreError;
 pub use inbox::Inbox;
 pub use library::{LIBRARY_SOURCE, LibraryState, ServerFacts};
@@ -31,7 +31,8 @@ use crate::lease::LockKey;
 
 /// The three keys of a lock, all in one hash slot.
 fn lock_keys(prefix: &str, lock: &LockKey) -> [String; 3] {
-    ["lock", "queue", "waiters"].map(|part| format!("{prefix}:{{{lock}}}:{part}"))
+    let base = [prefix, ":{", lock.namespace(), "/", lock.name(), "}:"].concat();
+    ["lock", "queue", "waiters"].map(|part| [&base, part].concat())
 }
 
 fn store_key(prefix: &str) -> String {

@@ -11,11 +11,14 @@ use kube::runtime::reflector::ObjectRef;
 use tracing::{info, warn};
 
 use super::super::Context;
+use super::super::stores::StoreState;
 use super::trouble::Trouble;
 use crate::api::condition::reasons;
 use crate::api::{DistributedLock, LockStore};
-use crate::store::{Changes, Endpoint, LIBRARY_SOURCE, LibraryState, Password, ServerFacts, Store, Tls};
+use crate::store::{Changes, Endpoint, LIBRARY_SOURCE, LibraryState, Offered, Password, ServerFacts, Store, Tls};
 
+/// How often Redis is asked which locks have changed: how late a direct hold is seen.
+const CHANGES_EVERY: Duration = Duration::from_millis(200);
 /// How often version and memory policy are looked at again.
 const FACTS_EVERY: Duration = Duration::from_secs(30);
 
@@ -68,21 +71,27 @@ impl Link {
         self.facts = None;
     }
 
-    /// Listens to changes, and turns them into triggers, until the connection ends.
+    /// Listens to offers, asks for changes, and turns them into triggers, until the connection ends.
     pub(super) fn listen(&self, ctx: Arc<Context>, name: &str) -> impl Future<Output = ()> + Send + use<> {
         let (endpoint, prefix, name) = (self.endpoint.clone(), self.prefix.clone(), name.to_owned());
         async move {
-            let changes = match endpoint.changes(&prefix).await {
-                Ok(changes) => changes,
-                Err(error) => return warn!(store = name, %error, "can't listen to changes; the slow look goes on"),
+            let offers = match endpoint.offers(&prefix).await {
+                Ok(offers) => offers,
+                Err(error) => return warn!(store = name, %error, "can't listen to offers; the slow look goes on"),
             };
             // What changed before is looked at now.
             ctx.triggers.all_of_store(&ctx, &name);
-            let mut changes = pin!(changes);
-            while let Some(Changes { lock, offered }) = changes.next().await {
-                ctx.triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
-                if let Some(claim) = offered.and_then(|id| ctx.renewals.claim_of(&id)) {
-                    ctx.triggers.claim(claim);
+            let mut offers = pin!(offers);
+            let mut tick = tokio::time::interval(CHANGES_EVERY);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut told = 0;
+            loop {
+                tokio::select! {
+                    offered = offers.next() => match offered {
+                        Some(Offered { id, .. }) => ctx.renewals.claim_of(&id).into_iter().for_each(|claim| ctx.triggers.claim(claim)),
+                        None => return,
+                    },
+                    _ = tick.tick() => told = look_at_changes(&ctx, &name, told).await,
                 }
             }
         }
@@ -100,6 +109,17 @@ impl Link {
         }
         Ok(())
     }
+}
+
+/// Looks at every lock that has changed in Redis since the last time, however often it has. What can't be asked now
+/// is told the next time.
+async fn look_at_changes(ctx: &Context, store: &str, told: i64) -> i64 {
+    let Some(StoreState::Ready(open)) = ctx.stores.state(store) else { return told };
+    let Ok(Ok(Changes { batch, locks })) = open.control.changes(told).await else { return told };
+    for lock in locks {
+        ctx.triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
+    }
+    batch
 }
 
 async fn endpoint(ctx: &Context, object: &LockStore) -> Result<Endpoint, Trouble> {

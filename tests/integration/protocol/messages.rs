@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{Stream, StreamExt};
 use leasehold::lease::{Acquired, Released, Renewed, Wait};
-use leasehold::store::{Changes, Inbox, Password, Store};
+use leasehold::store::{Changes, Inbox, Offered, Password, Store};
 
 use super::fixture::{Declared, id};
 use super::server::PREFIX;
@@ -71,36 +71,42 @@ async fn an_offer_is_held_from_the_message_on_until_it_ends() {
 }
 
 #[tokio::test]
-async fn the_stream_of_changes_tells_of_grants_offers_and_ends() {
+async fn the_stream_of_offers_tells_who_was_promoted() {
     let declared = Declared::mutex().await;
-    let mut changes = Box::pin(declared.server.endpoint().changes(PREFIX).await.unwrap());
-    let changed = |offered| Changes { lock: declared.lock.clone(), offered };
+    let mut offers = Box::pin(declared.server.endpoint().offers(PREFIX).await.unwrap());
     declared.granted("holder").await;
-    assert_eq!(next(&mut changes).await, changed(None));
     declared.acquire("waiter", Wait::Forever).await;
-    assert_eq!(next(&mut changes).await, changed(None));
     declared.store.release(&declared.lock, &id("holder")).await.unwrap();
-    let mut offered = None;
-    while offered.is_none() {
-        offered = next(&mut changes).await.offered;
-    }
-    assert_eq!(offered, Some(id("waiter")));
-    while changes.next().now_or_never().is_some() {}
-    declared.store.cancel(&declared.lock, &id("waiter")).await.unwrap();
-    assert_eq!(next(&mut changes).await, changed(None));
+    assert_eq!(next(&mut offers).await, Offered { lock: declared.lock.clone(), id: id("waiter") });
 }
 
 #[tokio::test]
-async fn a_renewal_publishes_nothing() {
+async fn a_change_is_told_once_and_again_if_the_answer_was_lost() {
     let declared = Declared::mutex().await;
+    let changes = async |told| declared.control.changes(told).await.unwrap().unwrap();
+    let mut told = changes(0).await.batch;
+    let lock = vec![declared.lock.clone()];
     declared.granted("holder").await;
-    let mut changes = Box::pin(declared.server.endpoint().changes(PREFIX).await.unwrap());
+    for (what, changed) in [("a grant", true), ("nothing", false)] {
+        let Changes { batch, locks } = changes(told).await;
+        assert_eq!(locks == lock, changed, "{what}: {locks:?}");
+        told = batch;
+    }
     for _ in 0..5 {
         declared.store.renew(&[(declared.lock.clone(), id("holder"))]).await.unwrap();
     }
-    let marker = format!("PUBLISH {PREFIX}:{{shop/marker}}:changes 1");
-    let () = declared.server.send(&marker).await;
-    assert_eq!(next(&mut changes).await.lock.name(), "marker");
+    told = {
+        let Changes { batch, locks } = changes(told).await;
+        assert_eq!(locks, [], "renewals");
+        batch
+    };
+    declared.acquire("waiter", Wait::Forever).await;
+    assert_eq!(changes(told).await.locks, lock, "a place in the queue");
+    let again = changes(told).await;
+    assert_eq!(again.locks, lock, "the answer was lost");
+    assert_eq!(changes(again.batch).await.locks, []);
+    declared.store.release(&declared.lock, &id("holder")).await.unwrap();
+    assert_eq!(changes(again.batch + 1).await.locks, lock, "an end and an offer");
 }
 
 #[tokio::test]
