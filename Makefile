@@ -16,11 +16,12 @@ test: tools cluster ## Run all tests
 bench: tools cluster ## Measure against the raw floors of the same Redis
 	cargo bench --locked
 
-lint: ## Check format, lints, licences, scripts, and that crds/ is up to date
+lint: ## Check format, lints, licences, layers, scripts, and that crds/ is up to date
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	@command -v cargo-deny >/dev/null || { echo 'Installing cargo-deny (some minutes, once).'; cargo install --locked cargo-deny; }
 	cargo deny --locked check bans licenses sources
+	cargo test --quiet --locked --test integration layering::
 	@for script in $(SCRIPTS); do bash -n "$$script"; done
 	@! command -v shellcheck >/dev/null || shellcheck $(SCRIPTS)
 	@! command -v gofmt >/dev/null || { files=$$(gofmt -l tests/cluster) && test -z "$$files" || { echo "gofmt -w $$files"; exit 1; }; }
