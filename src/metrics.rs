@@ -47,6 +47,7 @@ pub struct RenewalCounters {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    leads: Gauge<i64, AtomicI64>,
     reconciles: Family<Kind, Histogram>,
     failures: Family<Failure, Counter>,
     stores: Family<StoreName, Gauge<i64, AtomicI64>>,
@@ -57,9 +58,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them under `leasehold_`.
+    /// Registers all of them under `leasehold_`, but for those with a name that everybody knows.
     pub fn new() -> Arc<Self> {
-        let mut registry = Registry::with_prefix("leasehold");
+        let mut root = Registry::default();
+        let leads = Gauge::default();
+        root.register("leader_election_master_status", "1 while this replica leads", leads.clone());
+        let registry = root.sub_registry_with_prefix("leasehold");
         let reconciles: Family<Kind, Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 14)));
         let failures = Family::<Failure, Counter>::default();
@@ -74,7 +78,12 @@ impl Metrics {
         let counter = |result| renewals.get_or_create(&RenewalResult { result }).clone();
         let renewals =
             RenewalCounters { renewed: counter("renewed"), missing: counter("missing"), failed: counter("failed") };
-        Arc::new(Self { registry, reconciles, failures, stores, status_writes, renewals })
+        Arc::new(Self { registry: root, leads, reconciles, failures, stores, status_writes, renewals })
+    }
+
+    /// This replica leads, or stands by.
+    pub fn leads(&self, leads: bool) {
+        self.leads.set(i64::from(leads));
     }
 
     /// Observes the time from now until the guard is dropped.

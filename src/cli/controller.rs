@@ -10,7 +10,7 @@ use kube::{Client, Config};
 use tokio::net::TcpListener;
 
 use crate::api::{AuthSpec, CONTROLLER_NAME, DEFAULT_STORE, LockStoreSpec, SecretRef, Standalone};
-use crate::controller::{self, Settings};
+use crate::controller::{self, Election, Settings};
 use crate::metrics::Metrics;
 use crate::{admin, shutdown, telemetry};
 
@@ -36,7 +36,45 @@ pub struct ControllerArgs {
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:8080")]
     admin_address: SocketAddr,
     #[command(flatten)]
+    election: ElectionArgs,
+    #[command(flatten)]
     bootstrap: BootstrapArgs,
+}
+
+/// How replicas elect the one that works.
+#[derive(Debug, Clone, clap::Args)]
+struct ElectionArgs {
+    /// Work only while leading the other replicas, by a Lease in the controller's namespace.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    leader_elect: bool,
+    /// Seconds that the other replicas wait after the Lease was last renewed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u16).range(2..=3600))]
+    leader_elect_lease_duration: u16,
+    /// Seconds after which a leader that could not renew gives up; less than the lease.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    leader_elect_renew_deadline: u16,
+    /// Seconds between two tries; the deadline is more than 1.2 of them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    leader_elect_retry_period: f64,
+}
+
+impl ElectionArgs {
+    fn election(&self) -> anyhow::Result<Option<Election>> {
+        let seconds = |whole| Duration::from_secs(u64::from(whole));
+        let (lease, renew_deadline) =
+            (seconds(self.leader_elect_lease_duration), seconds(self.leader_elect_renew_deadline));
+        let retry =
+            Duration::try_from_secs_f64(self.leader_elect_retry_period).context("--leader-elect-retry-period")?;
+        if lease <= renew_deadline {
+            anyhow::bail!("--leader-elect-lease-duration must be longer than --leader-elect-renew-deadline");
+        }
+        if retry.is_zero() || renew_deadline <= retry.mul_f64(1.2) {
+            anyhow::bail!(
+                "--leader-elect-renew-deadline must be longer than 1.2 times --leader-elect-retry-period, and that more than 0"
+            );
+        }
+        Ok(self.leader_elect.then_some(Election { lease, renew_deadline, retry }))
+    }
 }
 
 /// The LockStore that is created at the start if there is none of its name.
@@ -79,14 +117,15 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
-    let ControllerArgs { kubeconfig, controller_name, namespace, instance, admin_address, bootstrap } = args;
+    let ControllerArgs { kubeconfig, controller_name, namespace, instance, admin_address, election, bootstrap } = args;
+    let election = election.election()?;
     let shutdown = shutdown::asked().context("no signal handlers")?;
     let client = Client::try_from(config(kubeconfig).await?).context("no client for the API server")?;
     let listener =
         TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
     tracing::info!(address = %listener.local_addr().context("no address")?, "serving probes and metrics");
     let (metrics, readiness) = (Metrics::new(), admin::Readiness::default());
-    let settings = Settings { controller_name, namespace, instance, bootstrap: bootstrap.store() };
+    let settings = Settings { controller_name, namespace, instance, election, bootstrap: bootstrap.store() };
     let admin = admin::serve(listener, metrics.clone(), readiness.clone());
     let version = client.clone();
     let work = async move {

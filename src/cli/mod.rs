@@ -16,7 +16,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the controller.
-    Controller(controller::ControllerArgs),
+    Controller(Box<controller::ControllerArgs>),
     /// Print the definitions of the kinds, for kubectl apply.
     Crd(crd::CrdArgs),
 }
@@ -27,7 +27,7 @@ enum Command {
 /// Whatever the command could not do.
 pub fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Controller(args) => controller::run(args),
+        Command::Controller(args) => controller::run(*args),
         Command::Crd(args) => crd::run(&args),
     }
 }

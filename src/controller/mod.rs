@@ -6,6 +6,7 @@
 mod budget;
 mod claim;
 mod events;
+mod leadership;
 mod lock;
 mod pods;
 mod renewals;
@@ -36,6 +37,8 @@ use crate::store::StoreError;
 use budget::Budget;
 use claim::{Arrivals, Standing};
 use events::Events;
+pub use leadership::Election;
+use leadership::Leadership;
 use lock::Memory;
 use pods::Pods;
 use renewals::Renewals;
@@ -53,10 +56,12 @@ const REFRESHES_PER_SECOND: f64 = 20.0;
 pub struct Settings {
     /// Only stores with this `spec.controllerName` are touched.
     pub controller_name: String,
-    /// Where Secrets are read.
+    /// Where Secrets are read, and where the Lease of the leading replica is.
     pub namespace: String,
     /// Who reports Events.
     pub instance: String,
+    /// How replicas elect the one that works; `None`: this is the only one.
+    pub election: Option<Election>,
     /// The store to create at the start if there is none of its name.
     pub bootstrap: Option<(String, LockStoreSpec)>,
 }
@@ -67,6 +72,7 @@ impl Default for Settings {
             controller_name: CONTROLLER_NAME.into(),
             namespace: "leasehold-system".into(),
             instance: "leasehold".into(),
+            election: Some(Election::default()),
             bootstrap: None,
         }
     }
@@ -93,6 +99,9 @@ pub enum Error {
         /// What was found.
         why: String,
     },
+    /// Another replica leads, or may lead.
+    #[error("this replica leads no more: {0}")]
+    LeadershipLost(&'static str),
     /// The API server or the store didn't answer.
     #[error("a look took longer than {0:?}")]
     Slow(Duration),
@@ -111,6 +120,7 @@ impl Error {
             Error::Store(error) => error.label(),
             Error::Name(_) => "name",
             Error::Superseded { .. } => "superseded",
+            Error::LeadershipLost(_) => "leadership",
             Error::Slow(_) => "slow",
             Error::WatchEnded(_) => "watch",
             Error::TaskDied(_) => "task",
@@ -220,7 +230,7 @@ fn received<T: Send + 'static>(receiver: UnboundedReceiver<T>) -> impl Stream<It
     stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
 }
 
-/// Runs until `shutdown` resolves or a loop fails.
+/// Stands by until this replica leads, then works until `shutdown` resolves, a loop fails or another replica leads.
 ///
 /// # Errors
 /// [`Error`] of the loop that failed; the process should end, and its successor begins a new reign.
@@ -230,6 +240,31 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
+    let mut shutdown = std::pin::pin!(shutdown);
+    let Some(election) = settings.election else {
+        return tokio::select! {
+            result = reign(client, settings, metrics) => result,
+            () = shutdown => Ok(()),
+        };
+    };
+    let mut leadership = Leadership::new(client.clone(), &settings, election);
+    tokio::select! {
+        () = leadership.acquire() => metrics.leads(true),
+        () = &mut shutdown => return Ok(()),
+    }
+    let result = tokio::select! {
+        result = reign(client, settings, metrics.clone()) => result,
+        error = leadership.keep() => Err(error),
+        () = shutdown => Ok(()),
+    };
+    metrics.leads(false);
+    // Everything that this replica did has ended here.
+    leadership.release().await;
+    result
+}
+
+/// Works until a loop fails.
+async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Result<(), Error> {
     bootstrap(&client, &settings).await?;
     let (lock_triggers, triggered_locks) = mpsc::unbounded_channel();
     let (claim_triggers, triggered_claims) = mpsc::unbounded_channel();
@@ -266,7 +301,6 @@ pub async fn run(
         () = renewals::run(&ctx.renewals, &ctx.stores, &ctx.triggers, &ctx.metrics) => Ok(()),
         () = locks.for_each(|_| async {}) => Err(Error::WatchEnded("DistributedLock")),
         () = claims.for_each(|_| async {}) => Err(Error::WatchEnded("LockClaim")),
-        () = shutdown => Ok(()),
     }
 }
 

@@ -5,4 +5,5 @@ mod fixture;
 mod locks;
 mod pods;
 mod recovery;
+mod replicas;
 mod stores;

@@ -17,6 +17,9 @@ pub(crate) struct ControllerOptions {
     pub(crate) password_secret: Option<String>,
     pub(crate) key_prefix: Option<String>,
     pub(crate) store_name: Option<String>,
+    pub(crate) instance: Option<String>,
+    /// Lease, renew deadline and retry period of an election among replicas, in seconds; `None`: it is alone.
+    pub(crate) election: Option<(u16, u16, f64)>,
 }
 
 impl ControllerOptions {
@@ -31,6 +34,8 @@ impl ControllerOptions {
             password_secret: None,
             key_prefix: None,
             store_name: None,
+            instance: None,
+            election: None,
         }
     }
 
@@ -45,7 +50,16 @@ impl ControllerOptions {
             ("redis-password-secret", &self.password_secret),
             ("key-prefix", &self.key_prefix),
             ("store-name", &self.store_name),
+            ("instance", &self.instance),
         ];
+        match self.election {
+            None => args.push("--leader-elect=false".to_owned()),
+            Some((lease, deadline, retry)) => args.extend([
+                format!("--leader-elect-lease-duration={lease}"),
+                format!("--leader-elect-renew-deadline={deadline}"),
+                format!("--leader-elect-retry-period={retry}"),
+            ]),
+        }
         args.extend(flags.iter().filter_map(|(flag, value)| value.as_ref().map(|value| format!("--{flag}={value}"))));
         args
     }
