@@ -29,6 +29,7 @@ fn provision(number: usize) -> Provision {
         permits: 1,
         lease: Duration::from_secs(15),
         max_hold: None,
+        elected: false,
         token_floor: 0,
         quarantine: Duration::ZERO,
         token_ceiling: None,

@@ -52,6 +52,8 @@ pub mod reasons {
     pub const FREE: &str = "Free";
     /// In the queue.
     pub const WAITING: &str = "Waiting";
+    /// The controller elects who holds the lock; claims can't.
+    pub const LOCK_IS_ELECTED: &str = "LockIsElected";
     /// Asks for more permits than the lock has.
     pub const UNSATISFIABLE: &str = "Unsatisfiable";
     /// The gate is open: locks of this store can be granted.

@@ -101,6 +101,8 @@ pub enum Acquired {
         /// How many it has.
         permits: u32,
     },
+    /// The controller elects who holds it; nobody else can.
+    LockIsElected,
     /// The epoch has no token left; the controller takes the next one.
     EpochExhausted,
 }

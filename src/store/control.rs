@@ -116,6 +116,8 @@ pub struct Provision {
     pub lease: Duration,
     /// The longest hold; `None`: no bound.
     pub max_hold: Option<Duration>,
+    /// Granted by the controller alone, to the pods that it elects.
+    pub elected: bool,
     /// New tokens start above it.
     pub token_floor: i64,
     /// Nothing is granted for so long, since a lease of the past may still be believed.
@@ -349,11 +351,11 @@ fn refusal(reply: &mut Reply) -> Result<Option<Refusal>, StoreError> {
 }
 
 fn push_provision(cmd: &mut Cmd, provision: &Provision) {
-    let Provision { lock_uid, generation, permits, lease, max_hold, token_floor, quarantine, token_ceiling, holds } =
-        provision;
+    let Provision { lock_uid, generation, permits, lease, max_hold, elected, .. } = provision;
+    let Provision { token_floor, quarantine, token_ceiling, holds, .. } = provision;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX >> 12);
     cmd.arg(lock_uid).arg(generation).arg(permits).arg(millis(*lease)).arg(max_hold.map_or(0, millis));
-    cmd.arg(token_floor).arg(millis(*quarantine)).arg(token_ceiling.unwrap_or(0));
+    cmd.arg(token_floor).arg(millis(*quarantine)).arg(token_ceiling.unwrap_or(0)).arg(u8::from(*elected));
     for Remembered { id, token, mode, identity, pod_uid } in holds {
         cmd.arg(id.as_str()).arg(token.get()).arg(mode.counted());
         push_mode(cmd, *mode);

@@ -66,7 +66,7 @@ end
 
 -- Packed by `struct`, in a quarter of the time that cmsgpack takes; all numbers are doubles, exact below 2^53.
 
-local CONFIG = '<BI4c0I4c0dddd'
+local CONFIG = '<BI4c0I4c0ddddB'
 local STATE = '<dddddddddd'
 local HOLD, HOLD_START = '<c1c1dddddI4c0I4c0', '<c1c1dd'
 local ENDED_ID, ENDED_SIZE = '<ddc1', 17   -- no hold is so short
@@ -75,7 +75,8 @@ local COLON = 58
 local HOLD_STATES = {o = 'offer', h = 'held', p = 'pinned'}
 
 local function pack_config(h)
-  return struct.pack(CONFIG, LAYOUT, #h.store, h.store, #h.lock, h.lock, h.generation, h.permits, h.lease, h.max_hold)
+  return struct.pack(CONFIG, LAYOUT, #h.store, h.store, #h.lock, h.lock, h.generation, h.permits, h.lease, h.max_hold,
+    h.elected)
 end
 
 -- Read configurations, by their packed form: most calls find theirs here.
@@ -87,7 +88,7 @@ local function unpack_config(raw)
   local layout = raw:byte(1)
   if layout ~= LAYOUT then error('record has layout ' .. tostring(layout) .. ', this library reads ' .. LAYOUT) end
   c = {}
-  layout, c.store, c.lock, c.generation, c.permits, c.lease, c.max_hold = struct.unpack(CONFIG, raw)
+  layout, c.store, c.lock, c.generation, c.permits, c.lease, c.max_hold, c.elected = struct.unpack(CONFIG, raw)
   if configs_known >= CONFIGS_KNOWN then configs, configs_known = {}, 0 end
   configs[raw], configs_known = c, configs_known + 1
   return c
@@ -102,7 +103,7 @@ local function unpack_header(config, state)
   local c = unpack_config(config)
   local last, used, shared, exclusive, waiters, seq, finished, sealed, not_before, due = struct.unpack(STATE, state)
   return {store = c.store, lock = c.lock, generation = c.generation, permits = c.permits, lease = c.lease,
-    max_hold = c.max_hold, last = last, used = used, shared = shared, exclusive = exclusive, waiters = waiters,
+    max_hold = c.max_hold, elected = c.elected, last = last, used = used, shared = shared, exclusive = exclusive, waiters = waiters,
     seq = seq, finished = finished, sealed = sealed, not_before = not_before, due = due}
 end
 
@@ -344,6 +345,11 @@ local function satisfiable(h, ask)
   return ask.mode ~= 'c' or ask.permits <= h.permits
 end
 
+-- An elected lock is granted by the controller alone.
+local function only_elected(h, ask)
+  return h.elected == 1 and ask.delegated == 0
+end
+
 local function lease_end(h, o, now)
   local till = now + h.lease
   if h.max_hold > 0 then till = math.min(till, o.acquired + h.max_hold) end
@@ -385,7 +391,7 @@ local function promote(l, now, self)
     end
     local id = m:sub(28)
     local w = load_waiter(l, id)
-    if not w or gone(w, now) or not satisfiable(h, w) then
+    if not w or gone(w, now) or not satisfiable(h, w) or only_elected(h, w) then
       dequeue(l, id, m)
     elseif w.delegated == 1 and (now > gate.heartbeat + HEARTBEAT_STALE_MS) and id ~= self then
       index = index + 1
@@ -435,6 +441,10 @@ local function contend(l, ask, now)
   end
   if l.ended then return {'lost'} end
   if h.sealed == 1 then return {'sealed'} end
+  if only_elected(h, ask) then
+    leave_queue(l, id)
+    return {'elected'}
+  end
   if not satisfiable(h, ask) then
     leave_queue(l, id)
     return {'unsatisfiable', h.permits}
@@ -488,7 +498,7 @@ end
 -- third of its time, since no table is made. nil: not that case, and nothing was done.
 local function take(key, field, config, state, now, permits, identity, pod)
   local c = configs[config]
-  if not c or c.max_hold > 0 then return nil end
+  if not c or c.max_hold > 0 or c.elected == 1 then return nil end
   local last, used, shared, exclusive, waiters, seq, finished, sealed, not_before, due = struct.unpack(STATE, state)
   if waiters > 0 or shared > 0 or exclusive > 0 or used + permits > c.permits or sealed == 1 or not_before > now
     or (due ~= 0 and due <= now) then return nil end
@@ -720,8 +730,8 @@ local function leave(keys, args)
 end
 
 local function new_record(keys, args)
-  return {store = args[1], lock = '', generation = 0, permits = 1, lease = 1, max_hold = 0, last = 0, used = 0, shared = 0,
-    exclusive = 0, waiters = redis.call('ZCARD', keys[3]), seq = 0, finished = 0, sealed = 0, not_before = 0, due = 0}
+  return {store = args[1], lock = '', generation = 0, permits = 1, lease = 1, max_hold = 0, elected = 0, last = 0,
+    used = 0, shared = 0, exclusive = 0, waiters = redis.call('ZCARD', keys[3]), seq = 0, finished = 0, sealed = 0, not_before = 0, due = 0}
 end
 
 local function configure(h, args)
@@ -730,6 +740,7 @@ local function configure(h, args)
   if h.lock ~= args[3] then h.sealed = 0 end
   h.store, h.lock, h.generation = args[1], args[3], generation
   h.permits, h.lease, h.max_hold = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
+  h.elected = tonumber(args[11])
 end
 
 -- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned. One that is put back
@@ -753,7 +764,7 @@ local function put_back(l, args, from, now)
 end
 
 -- Arguments from the third: lock uid, generation, permits, lease ms, max hold ms, token floor, quarantine ms,
--- ceiling of tokens (0: none), then for each hold: id, token, permits, mode, identity, pod uid.
+-- ceiling of tokens (0: none), whether it is elected, then for each hold: id, token, permits, mode, identity, pod uid.
 local function configure_record(keys, args, now)
   local l = load(keys, 2, '', now)
   local fresh = l == nil
@@ -769,7 +780,7 @@ local function configure_record(keys, args, now)
   h.last = math.max(h.last, tonumber(args[8]))
   if tonumber(args[9]) > 0 then h.not_before = math.max(h.not_before, now + tonumber(args[9])) end
   put(l, 'config', pack_config(h))
-  put_back(l, args, 11, now)
+  put_back(l, args, 12, now)
   return l, {'ok', fresh and 1 or 0, tampered, h.last}
 end
 

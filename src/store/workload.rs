@@ -197,6 +197,7 @@ pub(super) fn acquired(mut reply: Reply) -> Result<Acquired, StoreError> {
         "sealed" => Acquired::Sealed,
         "gate-closed" => Acquired::GateClosed,
         "unprovisioned" => Acquired::Unprovisioned,
+        "elected" => Acquired::LockIsElected,
         "unsatisfiable" => Acquired::Unsatisfiable { permits: reply.take()? },
         "epoch-exhausted" => Acquired::EpochExhausted,
         _ => return Err(reply.unknown()),

@@ -150,6 +150,7 @@ impl Look {
                 let message = format!("it asks for more than the {permits} permits that the lock has");
                 self.finish(reasons::UNSATISFIABLE, &message).await
             }
+            Acquired::LockIsElected => self.wait(reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await,
             Acquired::Sealed => self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await,
             Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted => {
                 self.ctx.triggers.lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));

@@ -22,6 +22,7 @@ pub(super) struct Record {
     pub(super) permits: u32,
     pub(super) lease: i64,
     pub(super) max_hold: i64,
+    pub(super) elected: bool,
     pub(super) last: i64,
     pub(super) seq: i64,
     pub(super) sealed: bool,
@@ -149,6 +150,7 @@ impl Record {
         (self.store, self.lock_uid) = (store.to_owned(), provision.lock_uid.clone());
         (self.generation, self.permits) = (provision.generation, provision.permits);
         (self.lease, self.max_hold) = (ms(provision.lease), provision.max_hold.map_or(0, ms));
+        self.elected = provision.elected;
     }
 
     /// Puts back the holds that etcd remembers and the record lacks; all of them pinned.

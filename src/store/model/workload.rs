@@ -31,6 +31,10 @@ impl Model {
         if record.sealed {
             return Acquired::Sealed;
         }
+        if record.elected && !delegated {
+            self.leave(&request.id);
+            return Acquired::LockIsElected;
+        }
         let permits = record.permits;
         if !record.satisfiable(request.mode) {
             self.leave(&request.id);
@@ -135,7 +139,8 @@ impl Model {
             let waiter = &self.queue[at];
             let mine = own == Some(&waiter.request.id);
             let away = waiter.delegated && now > gate.heartbeat + HEARTBEAT_STALE_MS && !mine;
-            if waiter.gone(now) || !record.satisfiable(waiter.request.mode) {
+            let only_elected = record.elected && !waiter.delegated;
+            if waiter.gone(now) || !record.satisfiable(waiter.request.mode) || only_elected {
                 self.queue.remove(at);
             } else if away {
                 at += 1;

@@ -159,6 +159,7 @@ fn of_acquired(acquired: &Acquired) -> &'static str {
         Acquired::Sealed => "Sealed",
         Acquired::GateClosed => "GateClosed",
         Acquired::Unprovisioned => "Unprovisioned",
+        Acquired::LockIsElected => "LockIsElected",
         Acquired::Unsatisfiable { .. } => "Unsatisfiable",
         Acquired::EpochExhausted => "EpochExhausted",
     }
@@ -243,7 +244,7 @@ fn outcomes(answer: &Answer) -> (&'static str, Vec<&'static str>) {
 
 /// Every outcome that a function can have.
 const POSSIBLE: [(&str, &str); 16] = [
-    ("acquire", "Granted Queued Busy Lost Sealed GateClosed Unprovisioned Unsatisfiable EpochExhausted"),
+    ("acquire", "Granted Queued Busy Lost Sealed GateClosed Unprovisioned Unsatisfiable LockIsElected EpochExhausted"),
     ("renew", "Held Lost NotHeld Unprovisioned"),
     ("release", "Released Lost Cancelled NotHeld Pinned Unprovisioned"),
     ("cancel", "Cancelled Pinned Unprovisioned"),

@@ -31,6 +31,7 @@ pub(crate) fn provision(permits: u32, lease: Duration) -> Provision {
         permits,
         lease,
         max_hold: None,
+        elected: false,
         token_floor: 0,
         quarantine: Duration::ZERO,
         token_ceiling: None,

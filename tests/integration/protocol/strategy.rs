@@ -192,11 +192,24 @@ fn provision(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Provis
     let floor = prop_oneof![40 => Just(highest), 5 => Just(0), 1 => Just(end - 3), 2 => Just(end + 5)];
     let checks = if record.is_some_and(|record| record.last >= end) { 20 } else { 1 };
     let ceiling = prop_oneof![3 => Just(None), checks => Just(Some(end))];
-    let lock = (uid, generation, 1..5_u32, lease, max_hold);
+    let elected = prop::bool::weighted(0.06);
+    let lock = (uid, generation, 1..5_u32, lease, max_hold, elected);
     (lock, floor, quarantine(world, record), ceiling, holds(world, record))
-        .prop_map(|((lock_uid, generation, permits, lease, max_hold), floor, quarantine, token_ceiling, holds)| {
+        .prop_map(|(lock, floor, quarantine, token_ceiling, holds)| {
+            let (lock_uid, generation, permits, lease, max_hold, elected) = lock;
             let token_floor = floor.min((1 << 53) - 1);
-            Provision { lock_uid, generation, permits, lease, max_hold, token_floor, quarantine, token_ceiling, holds }
+            Provision {
+                lock_uid,
+                generation,
+                permits,
+                lease,
+                max_hold,
+                elected,
+                token_floor,
+                quarantine,
+                token_ceiling,
+                holds,
+            }
         })
         .boxed()
 }

@@ -110,6 +110,7 @@ impl World {
             permits: self.plan.permits,
             lease: self.plan.lease,
             max_hold: None,
+            elected: false,
             token_floor: self.token_floor(),
             quarantine: Duration::ZERO,
             token_ceiling: None,
