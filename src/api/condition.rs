@@ -114,6 +114,12 @@ pub mod reasons {
     pub const HOLDER_ENDED: &str = "HolderEnded";
     /// The pod that it holds for is gone, and its node can't be asked whether it still runs.
     pub const HOLDER_UNREACHABLE: &str = "HolderUnreachable";
+    /// A container of the leader has ended: whoever leads now is another.
+    pub const HOLDER_RESTARTED: &str = "HolderRestarted";
+    /// The leader has not been Ready for failoverAfterSeconds.
+    pub const HOLDER_NOT_READY: &str = "HolderNotReady";
+    /// Another lock elects among the same pods.
+    pub const ROLE_LABEL_CONFLICT: &str = "RoleLabelConflict";
     /// The claim's waitTimeoutSeconds have passed.
     pub const WAIT_TIMEOUT: &str = "WaitTimeout";
     /// The lock is held, and the claim doesn't wait.

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, DEFAULT_STORE, MAX_SAFE, MAX_SECONDS, seconds};
+use super::{Condition, DEFAULT_STORE, ElectionSpec, ElectionStatus, MAX_SAFE, MAX_SECONDS, seconds};
 
 /// What a DistributedLock should be. May be left out: a mutex with a lease of 15 seconds.
 #[derive(Debug, Clone, PartialEq, Eq, CustomResource, KubeSchema, Serialize, Deserialize)]
@@ -49,6 +49,8 @@ use super::{Condition, DEFAULT_STORE, MAX_SAFE, MAX_SECONDS, seconds};
 #[x_kube(validation = Rule::new(
     "has(self.storeName) == has(oldSelf.storeName) && (!has(self.storeName) || self.storeName == oldSelf.storeName)"
 ).message("storeName is immutable: delete the lock and create it again").field_path(".storeName"))]
+#[x_kube(validation = Rule::new("!has(self.election) || self.permits <= 20")
+    .message("with an election there are at most 20 permits, one for each leader").field_path(".permits"))]
 pub struct DistributedLockSpec {
     /// Seconds after its last renewal until a holder that is gone loses the lock: 1 to 3600. A change takes effect at
     /// each holder's next renewal. Default: 15.
@@ -64,6 +66,11 @@ pub struct DistributedLockSpec {
     #[serde(default = "default_store")]
     #[schemars(length(min = 1, max = 253))]
     pub store_name: String,
+    /// The controller elects among these pods, as many leaders as there are permits, and nobody else can hold the lock.
+    /// It sets the label leasehold.dev/role on each of them to leader or standby, so that a Service can select the leader,
+    /// and the annotation leasehold.dev/fencing-token on the leader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub election: Option<ElectionSpec>,
     /// What becomes of a hold of a pod whose node can't be reached, so that nobody knows whether the pod still runs.
     /// Keep: it stays held until the node is back or the pod is known to have ended. Release: it is freed, and two may
     /// believe to hold it. Default: Keep.
@@ -149,6 +156,9 @@ pub struct DistributedLockStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     pub longest_lease_seconds: Option<i32>,
+    /// What the controller remembers of the election, if the lock has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub election: Option<ElectionStatus>,
     /// Ready: accepted, and its store is reachable; a free lock is Ready. Held: somebody holds it. Provisioned: it has
     /// a record in Redis.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -195,6 +205,7 @@ impl Default for DistributedLockSpec {
             lease_duration_seconds: default_lease_seconds(),
             permits: default_permits(),
             store_name: default_store(),
+            election: None,
             node_unreachable_policy: NodeUnreachablePolicy::Keep,
             max_hold_seconds: None,
         }
@@ -224,6 +235,11 @@ impl DistributedLock {
         self.spec.permits.max(0).unsigned_abs()
     }
 
+    /// The leaders that etcd remembers, those included whose lead is being taken back.
+    pub fn leaders(&self) -> &[super::ElectedLeader] {
+        self.status.as_ref().and_then(|status| status.election.as_ref()).map_or(&[], |election| &election.leaders)
+    }
+
     /// The name of its `LockStore`.
     pub fn store_name(&self) -> &str {
         &self.spec.store_name
@@ -242,8 +258,10 @@ impl DistributedLock {
 
     /// The field whose value this release doesn't know, if there is one.
     pub fn unsupported_value(&self) -> Option<&'static str> {
-        let unknown = self.spec.node_unreachable_policy == NodeUnreachablePolicy::Unknown;
-        unknown.then_some("spec.nodeUnreachablePolicy")
+        let policy = self.spec.node_unreachable_policy == NodeUnreachablePolicy::Unknown;
+        let selector = self.spec.election.as_ref().is_some_and(|election| election.selector.has_unknown());
+        let selector = selector.then_some("spec.election.selector");
+        policy.then_some("spec.nodeUnreachablePolicy").or(selector)
     }
 }
 
@@ -274,7 +292,7 @@ mod tests {
 
     #[test]
     fn values_of_a_newer_release_are_read_and_reported() {
-        let spec = serde_json::from_value(json!({"nodeUnreachablePolicy": "AskSomebody", "election": {}})).unwrap();
+        let spec = serde_json::from_value(json!({"nodeUnreachablePolicy": "AskSomebody", "quorum": {}})).unwrap();
         let lock = DistributedLock::new("a", spec);
         assert_eq!(lock.unsupported_value(), Some("spec.nodeUnreachablePolicy"));
     }

@@ -9,6 +9,7 @@
 
 mod claim;
 pub mod condition;
+pub mod election;
 mod lock;
 mod schema;
 mod selector;
@@ -20,6 +21,7 @@ use kube::CustomResourceExt;
 
 pub use claim::{ClaimedLock, HolderKind, HolderRef, LockClaim, LockClaimSpec, LockClaimStatus, LockRequest};
 pub use condition::{Condition, ConditionStatus};
+pub use election::{ElectedLeader, ElectionSpec, ElectionStatus};
 pub use lock::{
     DistributedLock, DistributedLockSpec, DistributedLockStatus, LockHolder, LockMode, NodeUnreachablePolicy,
 };

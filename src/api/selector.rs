@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::KubeSchema;
+use kube::core::{Expression, Selector};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,12 @@ impl LabelSelector {
             && self.match_expressions.iter().all(|requirement| requirement.matches(labels))
     }
 
+    /// The same selector, as the API server is asked for it.
+    pub fn query(&self) -> Selector {
+        let exact = self.match_labels.iter().map(|(key, value)| Expression::Equal(key.clone(), value.clone()));
+        exact.chain(self.match_expressions.iter().filter_map(LabelSelectorRequirement::query)).collect()
+    }
+
     /// Whether it has an operator of a newer release.
     pub fn has_unknown(&self) -> bool {
         self.match_expressions.iter().any(|r| r.operator == LabelSelectorOperator::Unknown)
@@ -76,6 +83,17 @@ impl LabelSelector {
 }
 
 impl LabelSelectorRequirement {
+    fn query(&self) -> Option<Expression> {
+        let (key, values) = (self.key.clone(), self.values.iter().cloned().collect());
+        Some(match self.operator {
+            LabelSelectorOperator::In => Expression::In(key, values),
+            LabelSelectorOperator::NotIn => Expression::NotIn(key, values),
+            LabelSelectorOperator::Exists => Expression::Exists(key),
+            LabelSelectorOperator::DoesNotExist => Expression::DoesNotExist(key),
+            LabelSelectorOperator::Unknown => return None,
+        })
+    }
+
     fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         let value = labels.get(&self.key);
         let listed = value.is_some_and(|value| self.values.contains(value));

@@ -5,7 +5,9 @@
 
 mod budget;
 mod claim;
+mod election;
 mod events;
+mod fate;
 mod leadership;
 mod lock;
 mod pods;
@@ -36,11 +38,12 @@ use crate::metrics::Metrics;
 use crate::store::StoreError;
 use budget::Budget;
 use claim::{Arrivals, Standing};
+use election::Electorates;
 use events::Events;
 pub use leadership::Election;
 use leadership::Leadership;
 use lock::Memory;
-use pods::Pods;
+use pods::{Follower, Pods};
 use renewals::Renewals;
 use stores::{OpenStore, SharedStores, Stores, Whose};
 
@@ -136,6 +139,7 @@ struct Context {
     locks: reflector::Store<DistributedLock>,
     claims: reflector::Store<LockClaim>,
     pods: Pods,
+    electorates: Electorates,
     renewals: Arc<Renewals>,
     refreshes: Budget,
     events: Events,
@@ -165,6 +169,15 @@ impl Context {
 
     fn forget_lock(&self, key: &LockKey) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.forget_election(key);
+    }
+
+    /// A lock has elected nobody, or is gone.
+    fn forget_election(&self, key: &LockKey) {
+        if self.electorates.forget(key) {
+            self.renewals.forget_elected(key);
+            self.pods.forget(&Follower::Lock(ObjectRef::new(key.name()).within(key.namespace())));
+        }
     }
 
     /// What a look at a claim means for its place in the line of those that have not entered a queue.
@@ -176,7 +189,7 @@ impl Context {
 
     fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
         self.renewals.forget_claim(claim);
-        self.pods.forget(claim);
+        self.pods.forget(&Follower::Claim(claim.clone()));
     }
 }
 
@@ -284,6 +297,7 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
         locks: locks.store(),
         claims: claims.store(),
         pods: Pods::new(client.clone(), triggers.clone()),
+        electorates: Electorates::new(client.clone(), triggers.clone()),
         renewals: Arc::default(),
         refreshes: Budget::new(REFRESHES_PER_SECOND),
         events: Events::new(client.clone(), &settings.controller_name, &settings.instance),

@@ -1,36 +1,46 @@
-//! The pods that claims name: each watched by itself, while a claim needs it.
+//! The pods that hold: each watched by itself, while somebody follows it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use tokio::task::AbortHandle;
 
+use super::fate::{self, Fate};
 use super::{Triggers, watch_backoff};
-use crate::api::{HolderRef, LockClaim};
+use crate::api::{DistributedLock, HolderRef, LockClaim};
 
 /// Namespace, name and UID: a pod of the same name with another UID is another pod.
 type Key = (String, String, String);
 
 /// What was seen of one pod.
 #[derive(Clone, Default)]
-pub(super) struct Sighting {
+struct Sighting {
     /// The list has been read at least once.
-    pub(super) listed: bool,
+    listed: bool,
     /// The pod as it was last seen; kept when it is gone.
-    pub(super) last: Option<Arc<Pod>>,
+    last: Option<Arc<Pod>>,
     /// Since when there is no such pod, on our own clock.
-    pub(super) absent_since: Option<Instant>,
+    absent_since: Option<Instant>,
+}
+
+/// Who wants to know what becomes of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Follower {
+    /// The claim that names it.
+    Claim(ObjectRef<LockClaim>),
+    /// The lock that has elected it.
+    Lock(ObjectRef<DistributedLock>),
 }
 
 struct Watched {
     sighting: Sighting,
-    claims: Vec<ObjectRef<LockClaim>>,
+    followers: Vec<Follower>,
     task: AbortHandle,
 }
 
@@ -40,7 +50,7 @@ impl Drop for Watched {
     }
 }
 
-/// The watched pods. A watch ends with the last claim that wants it.
+/// The watched pods. A watch ends with its last follower.
 #[derive(Clone)]
 pub(super) struct Pods {
     client: Client,
@@ -54,31 +64,71 @@ impl Pods {
         Self { client, triggers, watched: Arc::default() }
     }
 
-    /// What is known of a pod, for this claim; from now on its changes trigger the claim.
-    pub(super) fn sighting(&self, namespace: &str, holder: &HolderRef, claim: ObjectRef<LockClaim>) -> Sighting {
+    /// What became of a pod; from now on its changes trigger the follower. Absence is believed only from a quorum,
+    /// with the UID.
+    ///
+    /// # Errors
+    /// What the API server or the connection says.
+    pub(super) async fn fate(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> kube::Result<Fate> {
+        let seen = self.sighting(namespace, holder, follower);
+        let absent_for = seen.absent_since.map(|since| since.elapsed());
+        if seen.listed && absent_for.is_some() {
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+            let there = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
+            if let Some(pod) = there {
+                return Ok(fate::judge(Some(&pod), None));
+            }
+        }
+        Ok(fate::judge(seen.last.as_deref(), absent_for))
+    }
+
+    /// Whether a node is there and Ready.
+    ///
+    /// # Errors
+    /// What the API server or the connection says.
+    pub(super) async fn node_ready(&self, node: Option<String>) -> kube::Result<bool> {
+        let Some(name) = node else { return Ok(false) };
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let conditions = nodes.get_opt(&name).await?.and_then(|node| node.status).and_then(|status| status.conditions);
+        let ready = |condition: &NodeCondition| condition.type_ == "Ready" && condition.status == "True";
+        Ok(conditions.unwrap_or_default().iter().any(ready))
+    }
+
+    fn sighting(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> Sighting {
         let key = (namespace.to_owned(), holder.name.clone(), holder.uid.clone());
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = watched.entry(key.clone()).or_insert_with(|| Watched {
             sighting: Sighting::default(),
-            claims: Vec::new(),
+            followers: Vec::new(),
             task: tokio::spawn(self.clone().watch(key.clone())).abort_handle(),
         });
         // A watch never ends by itself; one that has died is begun again.
         if entry.task.is_finished() {
             entry.task = tokio::spawn(self.clone().watch(key)).abort_handle();
         }
-        if !entry.claims.contains(&claim) {
-            entry.claims.push(claim);
+        if !entry.followers.contains(&follower) {
+            entry.followers.push(follower);
         }
         entry.sighting.clone()
     }
 
-    /// The claim has ended and wants no pod any more.
-    pub(super) fn forget(&self, claim: &ObjectRef<LockClaim>) {
+    /// The follower wants no pod any more.
+    pub(super) fn forget(&self, follower: &Follower) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|_, entry| {
-            entry.claims.retain(|other| other != claim);
-            !entry.claims.is_empty()
+            entry.followers.retain(|other| other != follower);
+            !entry.followers.is_empty()
+        });
+    }
+
+    /// The follower no longer wants this pod.
+    pub(super) fn forget_one(&self, namespace: &str, holder: &HolderRef, follower: &Follower) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|(of, name, uid), entry| {
+            if (of.as_str(), name, uid) == (namespace, &holder.name, &holder.uid) {
+                entry.followers.retain(|other| other != follower);
+            }
+            !entry.followers.is_empty()
         });
     }
 
@@ -124,8 +174,11 @@ impl Pods {
                 entry.sighting.absent_since.get_or_insert_with(Instant::now);
             }
         }
-        for claim in &entry.claims {
-            self.triggers.claim(claim.clone());
+        for follower in &entry.followers {
+            match follower {
+                Follower::Claim(claim) => self.triggers.claim(claim.clone()),
+                Follower::Lock(lock) => self.triggers.lock(lock.clone()),
+            }
         }
     }
 }

@@ -17,11 +17,11 @@ const BATCH: usize = 100;
 /// How often what is due is looked for.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A hold or a place in a queue that the controller keeps for a claim.
+/// A hold or a place in a queue that the controller keeps for a claim or for a pod that it has elected.
 #[derive(Clone)]
 pub(super) struct Kept {
-    /// The claim.
-    pub(super) claim: ObjectRef<LockClaim>,
+    /// The claim; `None`: a pod that the lock has elected.
+    pub(super) claim: Option<ObjectRef<LockClaim>>,
     /// Its lock.
     pub(super) lock: LockKey,
     /// The store of the lock.
@@ -35,7 +35,7 @@ struct Entry {
     due: Instant,
 }
 
-/// Everything kept for claims, by holder id.
+/// Everything that is kept, by holder id.
 #[derive(Default)]
 pub(super) struct Renewals(Mutex<HashMap<HolderId, Entry>>);
 
@@ -63,12 +63,22 @@ impl Renewals {
 
     /// Forgets whatever a claim that is gone has had.
     pub(super) fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
-        self.entries().retain(|_, entry| entry.kept.claim != *claim);
+        self.entries().retain(|_, entry| entry.kept.claim.as_ref() != Some(claim));
+    }
+
+    /// Forgets the pods that a lock had elected.
+    pub(super) fn forget_elected(&self, lock: &LockKey) {
+        self.entries().retain(|_, entry| entry.kept.claim.is_some() || entry.kept.lock != *lock);
     }
 
     /// Whose this id is.
     pub(super) fn claim_of(&self, id: &HolderId) -> Option<ObjectRef<LockClaim>> {
-        self.entries().get(id).map(|entry| entry.kept.claim.clone())
+        self.entries().get(id).and_then(|entry| entry.kept.claim.clone())
+    }
+
+    /// Whether a hold or a place is kept under this id.
+    pub(super) fn keeps(&self, id: &HolderId) -> bool {
+        self.entries().contains_key(id)
     }
 
     /// The holds of one lock, for a renewal right before its expiry is published.

@@ -52,7 +52,7 @@ fn unbounded(_: &str, schema: &Value) -> Option<&'static str> {
         Some("array") => (!has("maxItems")).then_some("has no maxItems"),
         Some("integer") => (!has("minimum") || !has("maximum")).then_some("has no minimum or no maximum"),
         Some("object") if has("additionalProperties") => (!has("maxProperties")).then_some("has no maxProperties"),
-        Some("object") => None,
+        Some("object" | "boolean") => None,
         _ => Some("has a type that no rule bounds"),
     }
 }

@@ -17,7 +17,7 @@ pub(crate) use {
     control_plane::{AuditEntry, CONTROLLER_USER, ControlPlane},
     controller::{Controller, ControllerOptions},
     namespace::TestNamespace,
-    pods::{PodActor, containers_terminated},
+    pods::{PodActor, containers_terminated, serving},
     process::{Process, free_port},
     redis_server::RedisServer,
     scratch::Scratch,

@@ -17,6 +17,14 @@ pub(crate) fn containers_terminated(exit_code: i32) -> Value {
     json!({"phase": "Running", "containerStatuses": [container(&state)]})
 }
 
+/// The status of a pod that runs, Ready or not; another `life` is another container.
+pub(crate) fn serving(life: u32, ready: bool) -> Value {
+    let mut container = container(&json!({"running": {}}));
+    (container["ready"], container["containerID"]) = (json!(ready), json!(format!("containerd://{life}")));
+    let status = if ready { "True" } else { "False" };
+    json!({"phase": "Running", "containerStatuses": [container], "conditions": [{"type": "Ready", "status": status}]})
+}
+
 fn container(state: &Value) -> Value {
     json!({"name": "main", "image": "none", "imageID": "", "ready": false, "restartCount": 0, "state": state})
 }
@@ -47,6 +55,20 @@ impl PodActor {
         }
         let running = json!({"running": {}});
         self.report(name, json!({"phase": "Running", "containerStatuses": [container(&running)]})).await
+    }
+
+    /// A pod with a label `app` that runs on `node` and is Ready.
+    pub(crate) async fn serve(&self, name: &str, app: &str, node: &str) -> Pod {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": app}},
+            "spec": {
+                "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0, "nodeName": node,
+                "containers": [{"name": "main", "image": "none"}],
+            },
+        });
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        self.api.create(&PostParams::default(), &pod).await.expect("the pod is accepted");
+        self.report(name, serving(1, true)).await
     }
 
     /// What a kubelet does: reports a status.

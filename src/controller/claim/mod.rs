@@ -17,29 +17,28 @@
 
 mod arrivals;
 mod plan;
-mod pod;
 mod walk;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::debug;
 
+use super::fate::Fate;
+use super::pods::Follower;
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
 use crate::api::condition::reasons;
-use crate::api::{DistributedLock, FINALIZER, HolderRef, LockClaim, NodeUnreachablePolicy};
+use crate::api::{DistributedLock, FINALIZER, LockClaim, NodeUnreachablePolicy};
 use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
 pub(super) use arrivals::{Arrivals, Standing};
 use plan::{Facts, SOON, Stage, Step, Store};
-use pod::Fate;
 use walk::Next;
 
 /// A claim is looked at so often even if nothing seems to happen.
@@ -191,6 +190,7 @@ impl Look {
             Some(lock) => match ctx.whose_store(lock.store_name()).await? {
                 // Another controller's, at whatever stage: not a word of ours.
                 Whose::Theirs => return Ok(None),
+                Whose::Ours(StoreState::Ready(open)) if lock.spec.election.is_some() => (Store::Elected, Some(open)),
                 Whose::Ours(StoreState::Ready(open)) => (Store::Open, Some(open)),
                 Whose::Ours(state) if state.is_starting() => (Store::Starting, None),
                 Whose::Ours(StoreState::NotReady { .. }) | Whose::Nobodys => (Store::Closed, None),
@@ -207,34 +207,13 @@ impl Look {
             now: Timestamp::now(),
         };
         if let Some(holder) = claim.spec.holder_ref.as_ref().filter(|_| plan::stage(&claim) != Stage::Finished) {
-            let fate = fate(ctx, &namespace, holder, &me).await?;
+            let fate = ctx.pods.fate(&namespace, holder, Follower::Claim(me.clone())).await?;
             if let Fate::Vanished { settled_in: Duration::ZERO, node } = &fate {
                 let known = claim.status.as_ref().and_then(|status| status.node_name.clone());
-                facts.node_ready = node_ready(ctx, node.clone().or(known)).await?;
+                facts.node_ready = ctx.pods.node_ready(node.clone().or(known)).await?;
             }
             facts.pod = Some(fate);
         }
         Ok(Some(Self { ctx: ctx.clone(), claim, me, key, id, lock, open, facts }))
     }
-}
-
-/// What became of the pod. Absence is believed only from a quorum, with the UID.
-async fn fate(ctx: &Context, namespace: &str, holder: &HolderRef, claim: &ObjectRef<LockClaim>) -> Result<Fate, Error> {
-    let seen = ctx.pods.sighting(namespace, holder, claim.clone());
-    let absent_for = seen.absent_since.map(|since| since.elapsed());
-    if seen.listed && absent_for.is_some() {
-        let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
-        let there = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
-        if let Some(pod) = there {
-            return Ok(pod::judge(Some(&pod), None));
-        }
-    }
-    Ok(pod::judge(seen.last.as_deref(), absent_for))
-}
-
-async fn node_ready(ctx: &Context, node: Option<String>) -> Result<bool, Error> {
-    let Some(name) = node else { return Ok(false) };
-    let nodes: Api<Node> = Api::all(ctx.client.clone());
-    let conditions = nodes.get_opt(&name).await?.and_then(|node| node.status).and_then(|status| status.conditions);
-    Ok(conditions.unwrap_or_default().iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }

@@ -8,13 +8,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::pod::Fate;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, FINALIZER, LockClaim, LockMode, LockRequest, NodeUnreachablePolicy};
+use crate::controller::fate::Fate;
 use crate::lease::{FencingToken, HolderId, Mode};
 
 /// How soon a claim is looked at again that waits for its store.
 pub(super) const SOON: Duration = Duration::from_millis(250);
+
+/// What is said to a claim for a lock with an election.
+const ELECTED: &str = "the lock elects its holders among pods; no claim can hold it";
 
 /// How far a claim has come, as its status says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +91,8 @@ pub(super) enum Store {
     Open,
     /// The lock doesn't exist or is being deleted.
     NoLock,
+    /// The lock elects who holds it.
+    Elected,
     /// The lock's store can't be used now.
     Closed,
     /// The lock's store will be open soon: what has to be freed there waits for it.
@@ -245,12 +250,14 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
         Store::NoLock if at_once => {
             Step::Finish(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name}"))
         }
-        Store::NoLock | Store::Closed | Store::Starting if over && !at_once => {
+        Store::NoLock | Store::Elected | Store::Closed | Store::Starting if over && !at_once => {
             Step::Finish(reasons::WAIT_TIMEOUT, "it was not granted within waitTimeoutSeconds".into())
         }
         Store::NoLock => {
             Step::Wait(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name} yet; create it"))
         }
+        Store::Elected if at_once => Step::Finish(reasons::LOCK_IS_ELECTED, ELECTED.into()),
+        Store::Elected => Step::Wait(reasons::LOCK_IS_ELECTED, ELECTED.into()),
         Store::Closed | Store::Starting => Step::Wait(reasons::STORE_NOT_READY, "the lock's store is not Ready".into()),
         Store::Open => Step::Contend,
     }

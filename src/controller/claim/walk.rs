@@ -10,11 +10,11 @@ use serde_json::json;
 use tracing::info;
 
 use super::super::Error;
+use super::super::fate::Fate;
 use super::super::renewals::Kept;
 use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
 use super::arrivals::Standing;
 use super::plan::{self, SOON, Step};
-use super::pod::Fate;
 use super::{Look, request};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ClaimedLock, FINALIZER, LOCK_LABEL, LockClaim, LockClaimStatus, time};
@@ -56,7 +56,12 @@ impl Look {
             Step::Delete => self.delete().await,
             Step::EvictPod => self.evict().await,
             Step::Keep(within, note) => self.keep(within, note).await,
-            Step::Wait(reason, message) => self.wait(reason, &message, None).await,
+            Step::Wait(reason, message) => {
+                if reason == reasons::LOCK_IS_ELECTED {
+                    self.withdraw().await?;
+                }
+                self.wait(reason, &message, None).await
+            }
             Step::Rest(wait) => Ok(Next::Rest(wait)),
         }
     }
@@ -101,7 +106,7 @@ impl Look {
     fn keep_in_mind(&self, held: bool) {
         let Some(lock) = &self.lock else { return };
         let kept = Kept {
-            claim: self.me.clone(),
+            claim: Some(self.me.clone()),
             lock: self.key.clone(),
             store: lock.store_name().to_owned(),
             lease: held.then(|| lock.lease_duration()),

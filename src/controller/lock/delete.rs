@@ -22,7 +22,7 @@ use super::{Accepted, SLOW_LOOK, SOON, accept, observe, report, settle};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::controller::writes::{api_of, is_conflict, is_not_found, replace_status, set_finalizer};
-use crate::controller::{Context, Error, OpenStore};
+use crate::controller::{Context, Error, OpenStore, election};
 use crate::lease::LockKey;
 use crate::store::{Refusal, Sealed};
 
@@ -72,6 +72,10 @@ async fn seal(
         }
     };
     let Sealed { last, direct, pinned } = sealed;
+    if election::concerns(lock) && !lock.leaders().is_empty() {
+        let elected = election::elect(ctx, lock, key, open).await?;
+        return Ok(Action::requeue(elected.within.unwrap_or(Duration::from_millis(1))));
+    }
     if pinned > 0 {
         let message = format!("it is being deleted and waits for {pinned} claims that hold it");
         let record = open.control.store().inspect(key).await?;

@@ -6,6 +6,7 @@ mod record;
 mod report;
 mod status;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tracing::info;
 
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{api_of, set_finalizer};
-use super::{Context, Error};
+use super::{Context, Error, election};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::lease::{Epoch, LockKey};
@@ -40,6 +41,8 @@ pub(super) struct Memory {
     written: Option<Instant>,
     /// When a lower lease length was first seen, to lower what etcd remembers one old lease later.
     lowered: Option<Instant>,
+    /// Since when leaders are not Ready, by the UIDs of their pods.
+    pub(super) not_ready: HashMap<String, Instant>,
     /// The epoch in which the record was first missed.
     missed_in: Option<Epoch>,
     /// This process has just written to etcd that there will be a record, and has not yet asked Redis for it: a
@@ -176,7 +179,7 @@ async fn settle(
         }
         Step::Nothing => {}
     }
-    let Some(record) = record else {
+    let Some(mut record) = record else {
         return Ok(Action::requeue(SOON));
     };
     if plan::epoch_runs_out(record.last, open.epoch) {
@@ -184,13 +187,27 @@ async fn settle(
     }
     wake_offered(ctx, &record);
     free_orphans(ctx, lock, key, open, &record).await?;
-    let report = report(ctx, lock, Some(&record), &readiness(&record)).await?;
-    lower_longest(ctx, lock, key).await?;
+    let (mut lock, mut readiness, mut elected_within) = (lock.clone(), readiness(&record), SLOW_LOOK);
+    if election::concerns(&lock) {
+        let elected = election::elect(ctx, &lock, key, open).await?;
+        if elected.lock.resource_version() != lock.resource_version() {
+            record = open.control.store().inspect(key).await?.unwrap_or(record);
+        }
+        if let Some((pod, other)) = elected.conflict {
+            let message = format!("the pod {pod} is elected by the lock {other}: let their selectors differ");
+            readiness = Readiness::not(reasons::ROLE_LABEL_CONFLICT, message);
+        }
+        (lock, elected_within) = (elected.lock, elected.within.unwrap_or(SLOW_LOOK));
+    } else {
+        ctx.forget_election(key);
+    }
+    let report = report(ctx, &lock, Some(&record), &readiness).await?;
+    lower_longest(ctx, &lock, key).await?;
     let next = match due {
         Due::In(time) => time.max(Duration::from_millis(1)),
         Due::Nothing | Due::Unprovisioned => SLOW_LOOK,
     };
-    Ok(Action::requeue(next.min(report).min(SLOW_LOOK)))
+    Ok(Action::requeue(next.min(report).min(elected_within)))
 }
 
 fn readiness(record: &Inspection) -> Readiness {

@@ -68,7 +68,7 @@ pub(in crate::controller) fn provision(lock: &DistributedLock, epoch: Epoch, flo
         permits: lock.permits(),
         lease: lock.lease_duration(),
         max_hold: lock.max_hold(),
-        elected: false,
+        elected: lock.spec.election.is_some(),
         token_floor: floor.max(seen),
         quarantine: Duration::ZERO,
         token_ceiling: Some(epoch.ceiling()),

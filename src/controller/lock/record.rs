@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::super::claim::{claim_of_id, records, rejoin, remembered};
 use super::super::stores::OpenStore;
 use super::super::writes::{api_of, replace_status};
-use super::super::{Context, Error};
+use super::super::{Context, Error, election};
 use super::SOON;
 use super::plan::{provision, quarantine};
 use crate::api::condition::{self, reasons, types};
@@ -97,11 +97,18 @@ pub(super) async fn recover(
     let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
     wanted.quarantine = quarantine(lock);
     wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
+    wanted.holds.extend(as_recorded(ctx, lock).await?.iter().flat_map(election::remembered));
     let note = format!("its record in Redis was lost; {} delegated holds are put back", wanted.holds.len());
     let action = apply(ctx, lock, key, open, &wanted, claims.iter()).await?;
     warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
     ctx.events.warning(lock, reasons::RECORD_LOST, "Provision", note).await;
     Ok(action)
+}
+
+/// The lock as a quorum of etcd has it.
+async fn as_recorded(ctx: &Context, lock: &DistributedLock) -> Result<Option<DistributedLock>, Error> {
+    let recorded = api_of(&ctx.client, lock).get_opt(&lock.name_any()).await?;
+    Ok(recorded.filter(|recorded: &DistributedLock| recorded.uid() == lock.uid()))
 }
 
 /// The claims of a lock's namespace, from a quorum of etcd.
@@ -120,7 +127,7 @@ pub(super) fn wake_offered(ctx: &Context, record: &Inspection) {
     }
 }
 
-/// A pinned hold or delegated waiter that no claim records comes from an old copy of Redis, or from a claim that is
+/// A pinned hold or delegated waiter that neither a claim nor the election records comes from an old copy of Redis, or from a claim that is
 /// gone. It is freed, but only after a list from a quorum has shown that nobody records it.
 pub(super) async fn free_orphans(
     ctx: &Context,
@@ -131,12 +138,16 @@ pub(super) async fn free_orphans(
 ) -> Result<(), Error> {
     let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
     let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
-    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| ctx.renewals.claim_of(id).is_none()).collect();
+    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| !ctx.renewals.keeps(id)).collect();
     if unknown.is_empty() {
         return Ok(());
     }
     let claims = listed_claims(ctx, lock).await?;
+    let recorded = as_recorded(ctx, lock).await?;
     for id in unknown {
+        if recorded.as_ref().is_some_and(|recorded| election::records(recorded, id)) {
+            continue;
+        }
         let claim = claims.iter().find(|claim| claim.uid().as_deref() == claim_of_id(id));
         match claim {
             Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),

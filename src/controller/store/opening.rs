@@ -21,9 +21,9 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
-use super::super::Context;
 use super::super::claim::{rejoin, remembered};
 use super::super::lock::{provision, quarantine};
+use super::super::{Context, election};
 use super::ledger::Ledger;
 use super::mirror;
 use super::trouble::Trouble;
@@ -128,6 +128,7 @@ impl Opener<'_> {
             let mut wanted = provision(lock, opening.epoch, self.ctx.stores.token_floor(self.name));
             wanted.quarantine = quarantine(lock).saturating_sub(self.since.elapsed());
             wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
+            wanted.holds.extend(election::remembered(lock));
             self.control.restore(&key, &wanted, opening).await??;
             restored.push(key);
         }

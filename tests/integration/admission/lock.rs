@@ -1,10 +1,14 @@
 //! `DistributedLock` at the API server.
 
 use leasehold::api::DistributedLock;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Kind;
 use crate::support::TestNamespace;
+
+fn among_apps() -> Value {
+    json!({"selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}})
+}
 
 #[tokio::test]
 async fn a_lock_without_a_spec_gets_all_defaults() {
@@ -42,6 +46,8 @@ async fn every_value_within_its_bounds_is_accepted() {
             json!({"nodeUnreachablePolicy": "Keep"}),
             json!({"nodeUnreachablePolicy": "Release"}),
             json!({"storeName": "s".repeat(253)}),
+            json!({"election": among_apps(), "permits": 20}),
+            json!({"election": {"selector": {"matchLabels": {"app": "a"}}, "failoverAfterSeconds": 0}}),
         ])
         .await;
 }
@@ -65,7 +71,15 @@ async fn every_value_out_of_its_bounds_is_refused() {
             (json!({"nodeUnreachablePolicy": "Ask"}), r#"supported values: "Keep", "Release""#),
             (json!({"maxHoldSeconds": 0}), "spec.maxHoldSeconds in body should be greater than or equal to 1"),
             (json!({"maxHoldSeconds": 31536001}), "should be less than or equal to 31536000"),
-            (json!({"election": {}}), "field not declared in schema"),
+            (json!({"quorum": {}}), "field not declared in schema"),
+            (json!({"election": {}}), "spec.election.selector: Required value"),
+            (json!({"election": {"selector": {}}}), "a selector must not be empty"),
+            (json!({"election": {"selector": {"matchLabels": {}}}}), "a selector must not be empty"),
+            (json!({"election": among_apps(), "permits": 21}), "with an election there are at most 20 permits"),
+            (
+                json!({"election": {"selector": {"matchLabels": {"app": "a"}}, "failoverAfterSeconds": -1}}),
+                "should be greater than or equal to 0",
+            ),
         ])
         .await;
 }

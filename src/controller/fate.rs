@@ -10,7 +10,7 @@ const SETTLE: Duration = Duration::from_secs(30);
 /// The grace period of a pod that names none, in seconds.
 const DEFAULT_GRACE: i64 = 30;
 
-/// What is known of the pod that a claim names.
+/// What is known of a pod that holds or would.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Not looked at yet.
