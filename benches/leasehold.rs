@@ -2,11 +2,13 @@
 //! kind of connection. Rounds of both sides alternate, so that drift of the machine hits both; medians are
 //! shown. Targets are printed beside the ratios; a missed one fails nothing.
 //!
-//! `cargo bench --bench leasehold` takes two minutes; `-- api-writes [minutes]` counts what one held lock costs
-//! the API server, in ten minutes or as many as are given.
+//! `cargo bench --bench leasehold` takes three minutes, with the elections of pods at its end (`-- elections`: these
+//! alone); `-- api-writes [minutes]` counts what one held lock costs the API server, in ten minutes or as many as are
+//! given.
 
 mod api_writes;
 mod commands;
+mod elections;
 mod floor;
 mod handover;
 mod ours;
@@ -49,13 +51,17 @@ fn fresh_id() -> String {
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => against_the_floors(),
+        [] => {
+            against_the_floors()?;
+            two_threads()?.block_on(elections::run(200))
+        }
+        ["elections"] => two_threads()?.block_on(elections::run(200)),
         ["api-writes"] => two_threads()?.block_on(api_writes::run(10)),
         ["api-writes", minutes] => {
             let minutes = minutes.parse().with_context(|| format!("{minutes} is no number of minutes"))?;
             two_threads()?.block_on(api_writes::run(minutes))
         }
-        _ => bail!("leasehold takes nothing, or: api-writes [minutes]"),
+        _ => bail!("leasehold takes nothing, or: elections, or: api-writes [minutes]"),
     }
 }
 
