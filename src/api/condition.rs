@@ -24,6 +24,10 @@ pub mod types {
     pub const RECOVERING: &str = "Recovering";
     /// Redis is set up so that it evicts nothing.
     pub const EVICTION_SAFE: &str = "EvictionSafe";
+    /// Redis's clock was set; grants wait until no lease of before can still be believed.
+    pub const CLOCK_STEPPED: &str = "ClockStepped";
+    /// A master that is cut off from its replicas stops to grant by itself.
+    pub const ISOLATED_MASTER_BOUNDED: &str = "IsolatedMasterBounded";
 }
 
 /// The reasons of conditions. They are API: one CamelCase word each, kept once published.
@@ -78,6 +82,16 @@ pub mod reasons {
     pub const EVICTS_VOLATILE_KEYS: &str = "EvictsVolatileKeys";
     /// Redis evicts nothing.
     pub const NO_EVICTION: &str = "NoEviction";
+    /// Redis's clock was set.
+    pub const CLOCK_STEPPED: &str = "ClockStepped";
+    /// Redis's clock goes on.
+    pub const CLOCK_STEADY: &str = "ClockSteady";
+    /// There is no replica that could become a second master.
+    pub const NO_REPLICAS: &str = "NoReplicas";
+    /// A master without enough replicas takes no writes.
+    pub const MIN_REPLICAS_TO_WRITE: &str = "MinReplicasToWrite";
+    /// A master goes on without its replicas, and one of them may be promoted beside it.
+    pub const TOO_FEW_REQUIRED: &str = "TooFewRequired";
     /// The Redis user may not read it.
     pub const NOT_ALLOWED_TO_READ: &str = "NotAllowedToRead";
     /// The function library could not be loaded.

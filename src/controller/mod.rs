@@ -3,6 +3,7 @@
 //! Every loop is level-triggered: observe, decide by a pure `plan`, apply, report. Every decision can be made again
 //! from Kubernetes and Redis alone; what is kept in memory only saves work.
 
+mod boottime;
 mod budget;
 mod claim;
 mod election;

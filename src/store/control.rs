@@ -220,6 +220,12 @@ impl Control {
         Ok(self.ask(FUNCTION, &cmd).await?.map(drop))
     }
 
+    /// Closes the gate: nothing more is granted until it is opened again.
+    pub async fn close(&self) -> Answer<()> {
+        const FUNCTION: &str = "leasehold1_close";
+        Ok(self.ask(FUNCTION, &self.command(FUNCTION, &[])).await?.map(drop))
+    }
+
     /// The locks whose records have changed since the batch that was told last. A renewal changes none.
     pub async fn changes(&self, told: i64) -> Answer<Changes> {
         const FUNCTION: &str = "leasehold1_changes";

@@ -707,6 +707,14 @@ local function open(keys, args)
   return {'ok'}
 end
 
+-- close: store key; uid, term. Nothing more is granted until it is opened again.
+local function close(keys, args)
+  local reply = refused(keys, args)
+  if reply then return reply end
+  gates[args[1]] = nil
+  return {'ok'}
+end
+
 -- changes: store key; uid, term, the batch that was told last. Replies a batch and the keys of the records that have
 -- changed since that one, each once. A batch whose answer was lost is told again, with what has changed since.
 local function changes(keys, args)
@@ -940,6 +948,7 @@ register('inspect', inspect, 'no-writes')
 register('version', function() return VERSION end, 'no-writes')
 register('heartbeat', heartbeat, 'allow-oom')
 register('open', open, 'allow-oom')
+register('close', close, 'no-writes')
 register('changes', changes, 'no-writes')
 register('leave', leave, 'allow-oom')
 register('provision', provision)

@@ -3,6 +3,8 @@
 //! Function names are global in a server and carry the layout version, so that two layouts live side by
 //! side. Within a layout the newer code replaces the older, never the reverse.
 
+use std::time::Duration;
+
 use redis::Value;
 
 use super::{Store, StoreError};
@@ -30,6 +32,30 @@ pub struct ServerFacts {
     pub supported: bool,
     /// `maxmemory-policy`; `None` where the user may not read it.
     pub eviction: Option<String>,
+    /// Replicas that are connected.
+    pub replicas: u32,
+    /// How a master without its replicas is stopped; `None` where the user may not read it.
+    pub isolation: Option<Isolation>,
+}
+
+/// When a master that is cut off from its replicas takes no more writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Isolation {
+    /// `min-replicas-to-write`; 0: never.
+    pub min_replicas: u32,
+    /// `min-replicas-max-lag`: how long after they were last heard.
+    pub max_lag: Duration,
+}
+
+impl ServerFacts {
+    /// How long a master that was replaced may go on granting; `None`: nothing bounds it.
+    pub fn isolated_for(&self) -> Option<Duration> {
+        let Isolation { min_replicas, max_lag } = self.isolation.unwrap_or_default();
+        match self.replicas {
+            0 => Some(Duration::ZERO),
+            replicas => (min_replicas >= replicas).then_some(max_lag),
+        }
+    }
 }
 
 fn source_version(source: &str) -> i64 {
@@ -75,26 +101,43 @@ impl Store {
     /// # Errors
     /// [`StoreError`]: no answer.
     pub async fn server(&self) -> Result<ServerFacts, StoreError> {
+        let (server, replication) = (self.info("server").await?, self.info("replication").await?);
+        let (version, supported) = version(&server);
+        let replicas = field(&replication, "connected_slaves:").and_then(|count| count.parse().ok()).unwrap_or(0);
+        let min_replicas = self.config("min-replicas-to-write").await.and_then(|count| count.parse().ok());
+        let max_lag = self.config("min-replicas-max-lag").await.and_then(|seconds| seconds.parse().ok());
+        let isolation = min_replicas.zip(max_lag);
+        let isolation =
+            isolation.map(|(min_replicas, seconds)| Isolation { min_replicas, max_lag: Duration::from_secs(seconds) });
+        Ok(ServerFacts { version, supported, eviction: self.config("maxmemory-policy").await, replicas, isolation })
+    }
+
+    async fn info(&self, section: &str) -> Result<String, StoreError> {
         let mut cmd = redis::cmd("INFO");
-        cmd.arg("server");
-        let info: String = redis::from_redis_value(self.call("INFO server", &cmd).await?)
-            .map_err(|error| StoreError::Reply { function: "INFO server", answer: error.to_string() })?;
-        let mut config = redis::cmd("CONFIG");
-        config.arg("GET").arg("maxmemory-policy");
-        let eviction = self.call("CONFIG GET", &config).await.ok();
-        let eviction = eviction.and_then(|value| redis::from_redis_value::<Vec<String>>(value).ok());
-        let (version, supported) = version(&info);
-        Ok(ServerFacts { version, supported, eviction: eviction.and_then(|pair| pair.into_iter().nth(1)) })
+        cmd.arg(section);
+        redis::from_redis_value(self.call("INFO", &cmd).await?)
+            .map_err(|error| StoreError::Reply { function: "INFO", answer: error.to_string() })
+    }
+
+    /// A setting of the server, where the user may read it.
+    async fn config(&self, name: &str) -> Option<String> {
+        let mut cmd = redis::cmd("CONFIG");
+        cmd.arg("GET").arg(name);
+        let pair = self.call("CONFIG GET", &cmd).await.ok()?;
+        redis::from_redis_value::<Vec<String>>(pair).ok()?.into_iter().nth(1)
     }
 }
 
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
 fn version(info: &str) -> (String, bool) {
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let at_least = |version: &str, want: (u32, u32)| {
         let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= want
     };
-    match (field("valkey_version:"), field("redis_version:")) {
+    match (field(info, "valkey_version:"), field(info, "redis_version:")) {
         (Some(valkey), _) => (format!("valkey {valkey}"), at_least(valkey, (7, 2))),
         (None, Some(redis)) => (redis.to_owned(), at_least(redis, (7, 0))),
         (None, None) => ("unknown".to_owned(), false),
@@ -104,6 +147,20 @@ fn version(info: &str) -> (String, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_master_is_bounded_without_replicas_or_with_all_of_them_required() {
+        let facts = |replicas, min_replicas| ServerFacts {
+            version: String::new(),
+            supported: true,
+            eviction: None,
+            replicas,
+            isolation: Some(Isolation { min_replicas, max_lag: Duration::from_secs(10) }),
+        };
+        assert_eq!(facts(0, 0).isolated_for(), Some(Duration::ZERO));
+        assert_eq!(facts(2, 1).isolated_for(), None);
+        assert_eq!(facts(2, 2).isolated_for(), Some(Duration::from_secs(10)));
+    }
 
     #[test]
     fn the_source_tells_its_version() {

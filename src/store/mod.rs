@@ -24,7 +24,7 @@ pub use connect::{Endpoint, Offered, Password, Tls};
 pub use control::{Changes, Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed};
 pub use error::StoreError;
 pub use inbox::Inbox;
-pub use library::{LIBRARY_SOURCE, LibraryState, ServerFacts};
+pub use library::{Isolation, LIBRARY_SOURCE, LibraryState, ServerFacts};
 pub use workload::{Hold, HoldState, Inspection, Store};
 
 use crate::lease::LockKey;

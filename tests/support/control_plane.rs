@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -198,10 +199,15 @@ impl ControlPlane {
         let (program, first) = self.programs.part("kubectl");
         let kubeconfig = self.kubeconfig("admin");
         let mut command = Command::new("timeout");
-        command.args([KUBECTL_LIMIT, &program]).args(first).arg("--kubeconfig").arg(kubeconfig).args(args);
+        command.args([KUBECTL_LIMIT, &program]).args(first).arg("--kubeconfig").arg(kubeconfig);
+        command.arg("--cache-dir").arg(self.kubectl_cache()).args(args);
         let output = command.output().expect("timeout (of coreutils) runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    fn kubectl_cache(&self) -> PathBuf {
+        self.scratch.path().join("kubectl-cache")
     }
 
     /// Applies a manifest with the real kubectl.
@@ -223,6 +229,12 @@ impl ControlPlane {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds").display().to_string();
         self.kubectl(&["apply", "--server-side", "-f", &folder]).expect("the CRDs are accepted");
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).expect("established");
+        // kubectl keeps for hours which categories there are, and has looked before there was ours.
+        let start = Instant::now();
+        while let Err(error) = self.kubectl(&["get", "leasehold", "--all-namespaces"]) {
+            assert!(start.elapsed() < LIMIT, "the category isn't discovered: {error}");
+            std::fs::remove_dir_all(self.kubectl_cache()).ok();
+        }
         self.start_manager();
     }
 

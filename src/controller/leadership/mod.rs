@@ -13,9 +13,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use rustix::time::{ClockId, clock_gettime};
 use tracing::{debug, info, warn};
 
+use super::boottime::{boottime, since};
 use super::writes::{FIELD_MANAGER, is_conflict};
 use super::{Error, Settings};
 use crate::api::time;
@@ -38,13 +38,6 @@ impl Default for Election {
         let seconds = Duration::from_secs;
         Self { lease: seconds(15), renew_deadline: seconds(10), retry: seconds(2) }
     }
-}
-
-/// A clock that no one sets and that goes on while the machine sleeps.
-fn boottime() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    let (seconds, nanos) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
-    Duration::new(seconds.unwrap_or_default(), nanos.unwrap_or_default())
 }
 
 /// A number that differs from process to process.
@@ -97,7 +90,7 @@ impl Leadership {
     pub(super) async fn keep(&mut self) -> Error {
         loop {
             tokio::time::sleep(self.election.retry).await;
-            let left = self.election.renew_deadline.saturating_sub(boottime().saturating_sub(self.renewed));
+            let left = self.election.renew_deadline.saturating_sub(since(self.renewed));
             if left.is_zero() {
                 return Error::LeadershipLost("its Lease was not renewed in time");
             }

@@ -48,7 +48,7 @@ impl Link {
         let Some((facts, _)) = &self.facts else {
             return Err(Trouble::new(reasons::UNREACHABLE, ""));
         };
-        let ServerFacts { version, supported, eviction } = facts;
+        let ServerFacts { version, supported, eviction, .. } = facts;
         if !supported {
             let message = format!("the server is {version}; Redis 7.0 or Valkey 7.2 or newer is needed");
             return Err(Trouble::new(reasons::UNSUPPORTED_SERVER, message));

@@ -1,5 +1,6 @@
 //! The loop of `LockStore`: one task a store, that connects, reigns, opens the gate and tells the others.
 
+mod clock;
 mod ledger;
 mod link;
 mod mirror;

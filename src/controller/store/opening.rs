@@ -15,12 +15,13 @@
 //! A gate that closed on a known incarnation is a library reload: nothing can be lost, the same epoch is opened.
 //! An open gate is opened again, with a fresh epoch, where records are missing.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
+use super::super::boottime::since;
 use super::super::claim::{rejoin, remembered};
 use super::super::lock::{provision, quarantine};
 use super::super::{Context, election};
@@ -45,7 +46,9 @@ pub(super) struct Opener<'a> {
     pub(super) name: &'a str,
     pub(super) ledger: &'a Ledger,
     /// When this incarnation was first seen, on our own clock.
-    pub(super) since: Instant,
+    pub(super) since: Duration,
+    /// How long a master that was replaced may have gone on granting after that.
+    pub(super) isolated_for: Duration,
     pub(super) control: &'a Control,
 }
 
@@ -126,7 +129,7 @@ impl Opener<'_> {
                 continue;
             };
             let mut wanted = provision(lock, opening.epoch, self.ctx.stores.token_floor(self.name));
-            wanted.quarantine = quarantine(lock).saturating_sub(self.since.elapsed());
+            wanted.quarantine = (quarantine(lock) + self.isolated_for).saturating_sub(since(self.since));
             wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
             wanted.holds.extend(election::remembered(lock));
             self.control.restore(&key, &wanted, opening).await??;

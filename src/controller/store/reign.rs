@@ -17,16 +17,18 @@ use kube::ResourceExt;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::super::boottime::{boottime, since};
 use super::super::stores::{OpenStore, Seat, StoreState};
 use super::super::writes::set_finalizer;
 use super::super::{Context, Error};
+use super::clock::ServerClock;
 use super::ledger::Ledger;
 use super::link::Link;
 use super::opening::Opener;
 use super::report::{self, News};
 use super::trouble::Trouble;
-use crate::api::condition::reasons;
-use crate::api::{FINALIZER, LockStore};
+use crate::api::condition::{self, reasons, types};
+use crate::api::{ConditionStatus, FINALIZER, LockStore};
 use crate::lease::Epoch;
 use crate::store::{Control, Heartbeat, Refusal};
 
@@ -45,7 +47,11 @@ pub(super) struct Reign {
     link: Option<Link>,
     ledger: Ledger,
     /// The incarnation that answers, and since when, on our own clock.
-    seen: Option<(String, Instant)>,
+    seen: Option<(String, Duration)>,
+    /// The clock of the process that answers.
+    clock: ServerClock,
+    /// When that clock was last seen to be set, on our own.
+    stepped_at: Option<Duration>,
     /// When an epoch was last taken for missing records.
     outgrown_at: Option<Instant>,
     listener: Option<tokio::task::JoinHandle<()>>,
@@ -57,7 +63,19 @@ impl Reign {
         let seat = ctx.stores.seat(name, floor);
         let name = name.to_owned();
         let ledger = Ledger::new(ctx.client.clone(), &name);
-        Self { ctx, name, object, seat, link: None, ledger, seen: None, outgrown_at: None, listener: None }
+        Self {
+            ctx,
+            name,
+            object,
+            seat,
+            link: None,
+            ledger,
+            seen: None,
+            clock: ServerClock::default(),
+            stepped_at: None,
+            outgrown_at: None,
+            listener: None,
+        }
     }
 
     /// Runs until another controller reigns.
@@ -138,6 +156,7 @@ impl Reign {
             None => self.ledger.raise_term(0).await?,
         };
         let control = Control::new(store, uid, term);
+        let sent = boottime();
         let heartbeat = match control.heartbeat().await {
             Ok(Ok(heartbeat)) => heartbeat,
             Ok(Err(Refusal::StaleTerm(highest))) => {
@@ -148,7 +167,55 @@ impl Reign {
             Err(error) if error.is_missing_library() => return Err(self.load_library().await?),
             Err(error) => return Err(error.into()),
         };
-        self.ensure_open(control, heartbeat).await
+        let answered = boottime();
+        if heartbeat.role != "master" {
+            let message = format!("the server is a {}; the address must be the master's", heartbeat.role);
+            return Err(Trouble::new(reasons::NOT_MASTER, message));
+        }
+        self.look_who_answers(&heartbeat).await?;
+        match self.clock.read(sent, answered, heartbeat.now) {
+            Some(step) => Err(self.clock_stepped(&control, step).await?),
+            None => self.ensure_open(control, heartbeat).await,
+        }
+    }
+
+    /// Another process, or another data set, is looked at afresh: its quarantine begins now.
+    async fn look_who_answers(&mut self, heartbeat: &Heartbeat) -> Result<(), Trouble> {
+        let incarnation = incarnation(heartbeat);
+        if self.seen.as_ref().is_some_and(|(known, _)| *known == incarnation) {
+            return Ok(());
+        }
+        self.seen = Some((incarnation, boottime()));
+        self.clock = ServerClock::default();
+        if let Some(link) = &mut self.link {
+            link.forget_facts();
+            link.ensure_library().await?;
+        }
+        Ok(())
+    }
+
+    /// Leases were measured by a clock that was set: some have ended early, some last too long. The incarnation goes
+    /// from etcd, so that the quarantine is owed even if this process dies; then the gate closes. What was granted
+    /// before is waited out, and the gate is opened with a new epoch.
+    async fn clock_stepped(&mut self, control: &Control, step: i64) -> Result<Trouble, Trouble> {
+        let direction = if step > 0 { "forward" } else { "back" };
+        let message = format!("Redis's clock was set {direction} by {:.1} s", step.abs() as f64 / 1000.0);
+        let now = jiff::Timestamp::now();
+        self.ledger
+            .update(|status| {
+                status.incarnation = None;
+                let (type_, is, reason) = (types::CLOCK_STEPPED, ConditionStatus::True, reasons::CLOCK_STEPPED);
+                condition::set(&mut status.conditions, type_, is, reason, &message, None, now);
+            })
+            .await?;
+        control.close().await??;
+        let now = boottime();
+        self.stepped_at = Some(now);
+        self.seen = self.seen.take().map(|(known, _)| (known, now));
+        warn!(store = self.name, step, "the gate is closed: {message}");
+        let object = self.object.borrow().clone();
+        self.ctx.events.warning(&*object, reasons::CLOCK_STEPPED, "CloseGate", message.clone()).await;
+        Ok(Trouble::new(reasons::CLOCK_STEPPED, message))
     }
 
     async fn load_library(&mut self) -> Result<Trouble, Trouble> {
@@ -161,18 +228,7 @@ impl Reign {
     }
 
     async fn ensure_open(&mut self, control: Control, heartbeat: Heartbeat) -> Result<OpenStore, Trouble> {
-        if heartbeat.role != "master" {
-            let message = format!("the server is a {}; the address must be the master's", heartbeat.role);
-            return Err(Trouble::new(reasons::NOT_MASTER, message));
-        }
-        let incarnation = format!("{}/{}", heartbeat.run_id, heartbeat.replid);
-        if self.seen.as_ref().is_none_or(|(known, _)| *known != incarnation) {
-            self.seen = Some((incarnation.clone(), Instant::now()));
-            if let Some(link) = &mut self.link {
-                link.forget_facts();
-                link.ensure_library().await?;
-            }
-        }
+        let incarnation = incarnation(&heartbeat);
         let outgrown = *self.seat.outgrown.borrow_and_update();
         if let Some(epoch) = heartbeat.gate.filter(|epoch| *epoch > outgrown || !self.may_outgrow()) {
             self.note_open(&incarnation, epoch).await?;
@@ -181,8 +237,11 @@ impl Reign {
         if heartbeat.gate.is_some() {
             self.outgrown_at = Some(Instant::now());
         }
-        let since = self.seen.as_ref().map_or_else(Instant::now, |(_, since)| *since);
-        let opening = Opener { ctx: &self.ctx, name: &self.name, ledger: &self.ledger, since, control: &control };
+        let since = self.seen.as_ref().map_or_else(boottime, |(_, since)| *since);
+        let facts = self.link.as_ref().and_then(Link::known_facts);
+        let isolated_for = facts.and_then(|facts| facts.isolated_for()).unwrap_or_default();
+        let (ctx, name, ledger, control_of) = (&self.ctx, &self.name, &self.ledger, &control);
+        let opening = Opener { ctx, name, ledger, since, isolated_for, control: control_of };
         let epoch = opening.open(&heartbeat, &incarnation).await?;
         self.note_open(&incarnation, epoch).await?;
         Ok(self.open_store(control, epoch))
@@ -240,7 +299,8 @@ impl Reign {
             self.listener = self.link.as_ref().map(|link| tokio::spawn(link.listen(self.ctx.clone(), &self.name)));
         }
         let facts = self.link.as_ref().and_then(Link::known_facts);
-        let news = News { facts, ready: ready && !leaving, reason, message: &message };
+        let clock_stepped = self.stepped_at.is_some_and(|at| since(at) < self.longest_lease());
+        let news = News { facts, clock_stepped, ready: ready && !leaving, reason, message: &message };
         let report = report::report(&self.ctx.events, &self.ledger, &object, &news);
         match tokio::time::timeout(REPORT_LIMIT, report).await {
             Ok(Ok(())) => {}
@@ -253,6 +313,13 @@ impl Reign {
 
     fn superseded(&self, trouble: &Trouble) -> Error {
         Error::Superseded { store: self.name.clone(), why: trouble.message.clone() }
+    }
+
+    /// The longest lease that a lock of this store may have granted.
+    fn longest_lease(&self) -> Duration {
+        let locks = self.ctx.locks();
+        let ours = locks.iter().filter(|lock| lock.store_name() == self.name);
+        ours.map(|lock| lock.longest_lease()).max().unwrap_or_default()
     }
 
     /// How many locks use this store.
@@ -285,6 +352,10 @@ impl Drop for Reign {
     fn drop(&mut self) {
         self.disconnect();
     }
+}
+
+fn incarnation(heartbeat: &Heartbeat) -> String {
+    format!("{}/{}", heartbeat.run_id, heartbeat.replid)
 }
 
 fn readiness(state: &StoreState) -> (bool, Option<Epoch>) {

@@ -11,6 +11,8 @@ use crate::store::ServerFacts;
 pub(super) struct News<'a> {
     /// Of the server, once it has been asked.
     pub(super) facts: Option<ServerFacts>,
+    /// A lease of before the server's clock was set may still be believed.
+    pub(super) clock_stepped: bool,
     pub(super) ready: bool,
     pub(super) reason: &'static str,
     pub(super) message: &'a str,
@@ -23,7 +25,7 @@ pub(super) async fn report(
     object: &LockStore,
     news: &News<'_>,
 ) -> Result<(), Trouble> {
-    let News { facts, ready, reason, message } = news;
+    let News { facts, clock_stepped, ready, reason, message } = news;
     let generation = object.metadata.generation;
     let now = jiff::Timestamp::now();
     let change = |status: &mut LockStoreStatus| {
@@ -32,12 +34,20 @@ pub(super) async fn report(
             status.server_version = Some(facts.version.clone());
             let (ok, reason, message) = eviction_condition(facts.eviction.as_deref());
             condition::set(&mut status.conditions, types::EVICTION_SAFE, ok, reason, message, generation, now);
+            let (ok, reason, message) = isolation_condition(facts);
+            let type_ = types::ISOLATED_MASTER_BOUNDED;
+            condition::set(&mut status.conditions, type_, ok, reason, message, generation, now);
         }
         condition::set(&mut status.conditions, types::READY, *ready, reason, message, generation, now);
         if *ready {
             let why = "nothing is to be recovered";
             let reason = reasons::RECOVERED;
             condition::set(&mut status.conditions, types::RECOVERING, false, reason, why, generation, now);
+        }
+        if !clock_stepped {
+            let (type_, reason) = (types::CLOCK_STEPPED, reasons::CLOCK_STEADY);
+            let why = "Redis's clock goes on as ours does";
+            condition::set(&mut status.conditions, type_, false, reason, why, generation, now);
         }
     };
     let mut wanted = object.status.clone().unwrap_or_default();
@@ -55,6 +65,26 @@ pub(super) async fn report(
         events.warning(object, reason, "UseStore", (*message).to_owned()).await;
     }
     Ok(())
+}
+
+fn isolation_condition(facts: &ServerFacts) -> (ConditionStatus, &'static str, &'static str) {
+    match (facts.replicas, facts.isolation, facts.isolated_for()) {
+        (0, ..) => (ConditionStatus::True, reasons::NO_REPLICAS, "no replica can become a second master"),
+        (_, None, _) => {
+            (ConditionStatus::Unknown, reasons::NOT_ALLOWED_TO_READ, "CONFIG GET min-replicas-to-write is refused")
+        }
+        (_, _, Some(_)) => (
+            ConditionStatus::True,
+            reasons::MIN_REPLICAS_TO_WRITE,
+            "a master that is cut off takes no writes after min-replicas-max-lag",
+        ),
+        (_, _, None) => (
+            ConditionStatus::False,
+            reasons::TOO_FEW_REQUIRED,
+            "a master that is cut off goes on granting under its old epoch: set min-replicas-to-write to the number of \
+             replicas that can be promoted",
+        ),
+    }
 }
 
 fn eviction_condition(policy: Option<&str>) -> (ConditionStatus, &'static str, &'static str) {

@@ -80,6 +80,18 @@ impl Model {
         Ok(())
     }
 
+    /// As [`crate::store::Control::close`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn close(&mut self, reign: &Reign) -> Result<(), Refusal> {
+        if let Some(refusal) = self.refused(reign) {
+            return Err(refusal);
+        }
+        self.gates.remove(&reign.uid);
+        Ok(())
+    }
+
     /// As [`crate::store::Control::leave`].
     ///
     /// # Errors

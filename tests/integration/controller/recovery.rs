@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use leasehold::api::condition::{reasons, types};
+use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::{DistributedLock, LockClaim, LockStore};
 use leasehold::lease::{Acquired, Wait};
+use leasehold::store::{LIBRARY_SOURCE, Store};
 use serde_json::json;
 
 use super::fixture::{Fixture, claim_condition, lock_condition, ready, request};
-use crate::support::{LIMIT, eventually};
+use crate::support::{LIMIT, RedisServer, eventually};
 
 fn epoch(store: &LockStore) -> Option<i64> {
     store.status.as_ref().and_then(|status| status.epoch)
@@ -83,6 +84,55 @@ async fn flushall_takes_no_hold_and_the_next_token_is_higher() {
     f.claim("next", "a", |_| {}).await;
     f.delete::<LockClaim>("holder").await;
     assert!(f.token_of("next").await > first);
+}
+
+/// The library with a function that sets its clock.
+fn library_with_a_clock_to_set() -> String {
+    const NOW: &str = "local function now_ms()\n  local t = redis.call('TIME')\n";
+    const SET: &str = "
+local set_by = 0
+redis.register_function{function_name = 'set_clock_by', flags = {'no-writes'},
+  callback = function(_, args) set_by = tonumber(args[1]) end}
+local function now_ms()
+  local t = redis.call('TIME')
+  t[1] = t[1] + set_by
+";
+    assert_eq!(LIBRARY_SOURCE.matches(NOW).count(), 1, "the library reads its clock in one place");
+    LIBRARY_SOURCE.replace(NOW, SET)
+}
+
+#[tokio::test]
+async fn a_server_whose_clock_is_set_grants_nothing_until_no_lease_of_before_can_be_believed() {
+    let redis = RedisServer::start().await;
+    let library = Store::connect(&redis.endpoint(), "any").unwrap();
+    library.load_library(&library_with_a_clock_to_set()).await.unwrap();
+    let f = Fixture::over(redis).await;
+    f.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 6).await;
+    f.ready_lock("delegated", |_| {}).await;
+    f.claim("told", "delegated", |_| {}).await;
+    let told = f.token_of("told").await;
+    let Acquired::Granted(before) = f.workload().acquire(&f.key("a"), &request("direct", Wait::No)).await.unwrap()
+    else {
+        panic!("not granted")
+    };
+    let (granted, epoch_before) = (Instant::now(), epoch(&current(&f).await));
+    f.redis.send::<()>("FCALL set_clock_by 0 3600").await;
+    let stepped = |store: &LockStore| {
+        let conditions = store.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        condition::is_true(conditions, types::CLOCK_STEPPED)
+    };
+    f.store_is("says so", stepped).await;
+    assert!(granted.elapsed() < Duration::from_secs(4), "it took {:?} to be seen", granted.elapsed());
+    f.claim("next", "a", |_| {}).await;
+    let token = f.token_of("next").await;
+    assert!(granted.elapsed() >= Duration::from_secs(6), "granted beside a lease: {:?}", granted.elapsed());
+    assert!(token > before.token.get() && epoch(&current(&f).await) > epoch_before);
+    f.claim_is("told", "still holds with its token", |claim| {
+        claim_condition(claim, types::HELD) && claim.status.as_ref().unwrap().fencing_token == Some(told)
+    })
+    .await;
+    f.store_is("is steady again", |store| !stepped(store)).await;
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ pub(crate) enum Step {
     Expire(Reign),
     Heartbeat(Reign),
     Open(Reign, Opening),
+    Close(Reign),
     Leave(Reign),
     Provision(Reign, Provision),
     Restore(Reign, Provision, Opening),
@@ -58,6 +59,7 @@ pub(crate) enum Answer {
     Expired(Refusable<Vec<Due>>),
     Heartbeat(Refusable<Heartbeat>),
     Opened(Refusable<()>),
+    Closed(Refusable<()>),
     Left(Refusable<()>),
     Provisioned(Refusable<Provisioned>),
     Restored(Refusable<Provisioned>),
@@ -89,6 +91,7 @@ impl Step {
             Step::Expire(reign) => Answer::Expired(model.expire(reign).map(|due| vec![due])),
             Step::Heartbeat(reign) => Answer::Heartbeat(model.heartbeat(reign)),
             Step::Open(reign, opening) => Answer::Opened(model.open(reign, opening)),
+            Step::Close(reign) => Answer::Closed(model.close(reign)),
             Step::Leave(reign) => Answer::Left(model.leave_prefix(reign)),
             Step::Provision(reign, provision) => Answer::Provisioned(model.provision(reign, provision)),
             Step::Restore(reign, provision, to) => Answer::Restored(model.restore(reign, provision, to)),
@@ -234,6 +237,7 @@ fn outcomes(answer: &Answer) -> (&'static str, Vec<&'static str>) {
         Answer::Expired(Err(refusal)) => ("expire", vec![of_refusal(refusal)]),
         Answer::Heartbeat(beat) => ("heartbeat", either(beat, |b| if b.gate.is_some() { "Open" } else { "Closed" })),
         Answer::Opened(opened) => ("open", either(opened, |()| "Done")),
+        Answer::Closed(closed) => ("close", either(closed, |()| "Done")),
         Answer::Left(left) => ("leave", either(left, |()| "Done")),
         Answer::Provisioned(provisioned) => ("provision", either(provisioned, of_provisioned)),
         Answer::Restored(restored) => ("restore", either(restored, of_provisioned)),
@@ -243,7 +247,7 @@ fn outcomes(answer: &Answer) -> (&'static str, Vec<&'static str>) {
 }
 
 /// Every outcome that a function can have.
-const POSSIBLE: [(&str, &str); 16] = [
+const POSSIBLE: [(&str, &str); 17] = [
     ("acquire", "Granted Queued Busy Lost Sealed GateClosed Unprovisioned Unsatisfiable LockIsElected EpochExhausted"),
     ("renew", "Held Lost NotHeld Unprovisioned"),
     ("release", "Released Lost Cancelled NotHeld Pinned Unprovisioned"),
@@ -257,6 +261,7 @@ const POSSIBLE: [(&str, &str); 16] = [
     ("expire", "In Nothing Unprovisioned StoreInUse StaleTerm GateClosed"),
     ("heartbeat", "Open Closed StoreInUse StaleTerm"),
     ("open", "Done StoreInUse StaleTerm OtherProcess StaleEpoch"),
+    ("close", "Done StoreInUse StaleTerm"),
     ("leave", "Done StoreInUse StaleTerm"),
     ("provision", "Fresh Changed Tampered StoreInUse StaleTerm GateClosed"),
     ("restore", "Fresh Changed Tampered StoreInUse StaleTerm OtherProcess GateOpen"),

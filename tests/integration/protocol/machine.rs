@@ -162,6 +162,7 @@ impl Machine {
             Step::Expire(reign) => Answer::Expired(control(reign).expire(std::slice::from_ref(lock)).await?),
             Step::Heartbeat(reign) => Answer::Heartbeat(control(reign).heartbeat().await?),
             Step::Open(reign, to) => Answer::Opened(control(reign).open(&self.opening(rig, to)).await?),
+            Step::Close(reign) => Answer::Closed(control(reign).close().await?),
             Step::Leave(reign) => Answer::Left(control(reign).leave().await?),
             Step::Provision(reign, provision) => Answer::Provisioned(control(reign).provision(lock, provision).await?),
             Step::Restore(reign, provision, to) => {

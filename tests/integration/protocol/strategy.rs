@@ -174,6 +174,7 @@ fn store(world: &World) -> Steps {
     vec![
         (30, reigns.clone().prop_map(Step::Heartbeat).boxed()),
         (50, reign(world).prop_map(Step::Expire).boxed()),
+        (6, reign(world).prop_map(Step::Close).boxed()),
         (if world.taken { 60 } else { 8 }, reign(world).prop_map(Step::Leave).boxed()),
         (urgent, (reigns, opening(world)).prop_map(|(r, opening)| Step::Open(r, opening)).boxed()),
     ]
