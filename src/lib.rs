@@ -11,11 +11,13 @@
 //! | [`lease`] | the domain: names, tokens, outcomes; pure |
 //! | [`store`] | Redis: the function library, its typed calls, a reference model |
 //! | [`admin`], [`metrics`], [`telemetry`], [`shutdown`] | leaves: probes, numbers, logs, the end |
+//! | [`failpoint`] | a leaf: where a test may stop or kill the controller |
 
 pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod controller;
+pub mod failpoint;
 pub mod lease;
 pub mod metrics;
 pub mod shutdown;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use tokio::net::TcpListener;
 
 use crate::api::{AuthSpec, CONTROLLER_NAME, DEFAULT_STORE, LockStoreSpec, SecretRef, Standalone};
@@ -109,6 +109,8 @@ impl BootstrapArgs {
 /// No configuration for the API server, an address in use, or a loop that failed.
 pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
     telemetry::start();
+    #[cfg(debug_assertions)]
+    crate::failpoint::arm().map_err(anyhow::Error::msg)?;
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         anyhow::bail!("another TLS provider was installed before");
     }
@@ -120,7 +122,7 @@ async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
     let ControllerArgs { kubeconfig, controller_name, namespace, instance, admin_address, election, bootstrap } = args;
     let election = election.election()?;
     let shutdown = shutdown::asked().context("no signal handlers")?;
-    let client = Client::try_from(config(kubeconfig).await?).context("no client for the API server")?;
+    let client = controller::client(config(kubeconfig).await?).context("no client for the API server")?;
     let listener =
         TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
     tracing::info!(address = %listener.local_addr().context("no address")?, "serving probes and metrics");

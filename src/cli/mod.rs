@@ -2,6 +2,8 @@
 
 pub mod controller;
 pub mod crd;
+#[cfg(debug_assertions)]
+mod failpoints;
 
 use clap::{Parser, Subcommand};
 
@@ -19,6 +21,9 @@ enum Command {
     Controller(Box<controller::ControllerArgs>),
     /// Print the definitions of the kinds, for kubectl apply.
     Crd(crd::CrdArgs),
+    /// List where a test may stop or kill the controller.
+    #[cfg(debug_assertions)]
+    Failpoints,
 }
 
 /// Parses the arguments of the process and runs what they ask for.
@@ -29,5 +34,7 @@ pub fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Controller(args) => controller::run(*args),
         Command::Crd(args) => crd::run(&args),
+        #[cfg(debug_assertions)]
+        Command::Failpoints => failpoints::run(),
     }
 }

@@ -7,6 +7,9 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use tracing::warn;
 
+use crate::api::{LockClaim, LockStore};
+use crate::failpoint::{Failpoint, around};
+
 /// Publishes Events; a failure is logged, for nothing depends on one.
 #[derive(Clone)]
 pub(super) struct Events(Arc<Recorder>);
@@ -36,8 +39,16 @@ impl Events {
 
     async fn publish(&self, type_: EventType, on: &ObjectReference, reason: &str, action: &str, note: String) {
         let event = Event { type_, reason: reason.into(), note: Some(note), action: action.into(), secondary: None };
-        if let Err(error) = self.0.publish(&event, on).await {
+        if let Err(error) = around(point(on), self.0.publish(&event, on)).await {
             warn!(reason, %error, "an Event was not recorded");
         }
+    }
+}
+
+fn point(on: &ObjectReference) -> Failpoint {
+    match on.kind.as_deref() {
+        Some(kind) if kind == LockStore::kind(&()) => Failpoint::StoreEvent,
+        Some(kind) if kind == LockClaim::kind(&()) => Failpoint::ClaimEvent,
+        _ => Failpoint::LockEvent,
     }
 }

@@ -6,6 +6,7 @@
 mod boottime;
 mod budget;
 mod claim;
+mod client;
 mod election;
 mod events;
 mod fate;
@@ -34,11 +35,13 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::{info, warn};
 
 use crate::api::{CONTROLLER_NAME, DistributedLock, LockClaim, LockStore, LockStoreSpec};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{InvalidName, LockKey};
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 use budget::Budget;
 use claim::{Arrivals, Standing};
+pub use client::client;
 use election::Electorates;
 use events::Events;
 pub use leadership::Election;
@@ -352,7 +355,8 @@ async fn bootstrap(client: &Client, settings: &Settings) -> Result<(), Error> {
         return Ok(());
     }
     let spec = LockStoreSpec { controller_name: settings.controller_name.clone(), ..spec.clone() };
-    match api.create(&PostParams::default(), &LockStore::new(name, spec)).await {
+    let (params, store) = (PostParams::default(), LockStore::new(name, spec));
+    match around(Failpoint::StoreCreate, api.create(&params, &store)).await {
         Ok(_) => info!(name, "created the LockStore"),
         Err(error) if writes::is_conflict(&error) => {}
         Err(error) => return Err(error.into()),

@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use super::stores::{SharedStores, StoreState};
 use super::{Metrics, Triggers};
 use crate::api::{DistributedLock, LockClaim};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey, Renewed};
 
 /// Holds renewed by one call.
@@ -112,7 +113,7 @@ pub(super) async fn run(renewals: &Renewals, stores: &SharedStores, triggers: &T
                 continue;
             };
             for batch in holds.chunks(BATCH) {
-                match open.control.store().renew(batch).await {
+                match around(Failpoint::HoldsRenew, open.control.store().renew(batch)).await {
                     Ok(answers) => heed(batch, &answers, triggers, metrics),
                     Err(error) => {
                         metrics.renewals.failed.inc_by(batch.len() as u64);

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::api::FINALIZER;
+use crate::failpoint::{Failpoint, around};
 
 /// The field manager of everything that the controller writes.
 pub(super) const FIELD_MANAGER: &str = "leasehold-controller";
@@ -32,33 +33,43 @@ where
 ///
 /// # Errors
 /// What the API server or the connection says.
-pub(super) async fn replace_status<K: Written>(api: &Api<K>, object: &K) -> kube::Result<K> {
+pub(super) async fn replace_status<K: Written>(point: Failpoint, api: &Api<K>, object: &K) -> kube::Result<K> {
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    api.replace_status(&object.name_any(), &params, object).await
+    around(point, api.replace_status(&object.name_any(), &params, object)).await
 }
 
 /// Adds our finalizer, or takes it off.
 ///
 /// # Errors
 /// What the API server or the connection says; a conflict if the object has changed.
-pub(super) async fn set_finalizer<K: Written>(api: &Api<K>, object: &K, present: bool) -> kube::Result<K> {
+pub(super) async fn set_finalizer<K: Written>(
+    point: Failpoint,
+    api: &Api<K>,
+    object: &K,
+    present: bool,
+) -> kube::Result<K> {
     let mut finalizers: Vec<String> = object.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
     if present {
         finalizers.push(FINALIZER.to_owned());
     }
-    patch_metadata(api, object, json!({ "finalizers": finalizers })).await
+    patch_metadata(point, api, object, json!({ "finalizers": finalizers })).await
 }
 
 /// Merges into the metadata; fails with a conflict if the object has changed since it was read.
 ///
 /// # Errors
 /// What the API server or the connection says.
-pub(super) async fn patch_metadata<K: Written>(api: &Api<K>, object: &K, mut metadata: Value) -> kube::Result<K> {
+pub(super) async fn patch_metadata<K: Written>(
+    point: Failpoint,
+    api: &Api<K>,
+    object: &K,
+    mut metadata: Value,
+) -> kube::Result<K> {
     metadata["resourceVersion"] = json!(object.resource_version());
     metadata["uid"] = json!(object.uid());
     let patch = Patch::Merge(json!({ "metadata": metadata }));
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    api.patch(&object.name_any(), &params, &patch).await
+    around(point, api.patch(&object.name_any(), &params, &patch)).await
 }
 
 /// Whether an error means that the object is not as it was read: read again and decide again.

@@ -5,7 +5,11 @@ use redis::{Cmd, Value};
 
 use super::reply::{Reply, unreadable};
 use super::{Endpoint, StoreError, lock_keys};
+use crate::failpoint::must_be_named;
 use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Reading, Released, Renewed, Request, Wait};
+
+/// What changes nothing in Redis.
+const READS: [&str; 4] = ["leasehold1_inspect", "leasehold1_version", "INFO", "CONFIG GET"];
 
 /// One Redis and one key prefix in it. Cheap to clone; clones share the connection.
 #[derive(Clone)]
@@ -85,6 +89,9 @@ impl Store {
     }
 
     pub(super) async fn call(&self, function: &'static str, cmd: &Cmd) -> Result<Value, StoreError> {
+        if !READS.contains(&function) {
+            must_be_named(|| function.to_owned());
+        }
         cmd.query_async(&mut self.connection.clone()).await.map_err(|source| StoreError::Call { function, source })
     }
 

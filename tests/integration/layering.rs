@@ -10,21 +10,35 @@ const PLACES: [(&str, &[&str]); 4] =
     [("axum", &["agent", "admin"]), ("clap", &["cli"]), ("kube", &["api", "controller", "cli"]), ("redis", &["store"])];
 
 /// A module, and the modules that it may import from.
-const IMPORTS: [(&str, &[&str]); 14] = [
+const IMPORTS: [(&str, &[&str]); 15] = [
     ("main", &["cli"]),
     ("lib", &[]),
     (
         "cli",
-        &["controller", "agent", "run", "keeper", "store", "api", "lease", "admin", "metrics", "telemetry", "shutdown"],
+        &[
+            "controller",
+            "agent",
+            "run",
+            "keeper",
+            "store",
+            "api",
+            "lease",
+            "admin",
+            "metrics",
+            "telemetry",
+            "shutdown",
+            "failpoint",
+        ],
     ),
-    ("controller", &["keeper", "store", "api", "lease", "metrics", "shutdown"]),
+    ("controller", &["keeper", "store", "api", "lease", "metrics", "shutdown", "failpoint"]),
     ("agent", &["keeper", "store", "lease", "metrics", "shutdown"]),
     ("run", &["keeper", "store", "lease", "metrics", "shutdown"]),
     ("keeper", &["store", "lease", "metrics"]),
-    ("store", &["lease"]),
+    ("store", &["lease", "failpoint"]),
     ("api", &["lease"]),
     ("lease", &[]),
     ("admin", &["metrics"]),
+    ("failpoint", &[]),
     ("metrics", &[]),
     ("shutdown", &[]),
     ("telemetry", &[]),

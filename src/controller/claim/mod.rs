@@ -35,6 +35,7 @@ use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
 use crate::api::condition::reasons;
 use crate::api::{DistributedLock, FINALIZER, LockClaim, NodeUnreachablePolicy};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
 pub(super) use arrivals::{Arrivals, Standing};
@@ -75,7 +76,7 @@ pub(super) async fn rejoin(
     for claim in waiting {
         if let Some(request) = request(claim, now) {
             // Whatever the answer, the claim's own loop asks again and heeds it.
-            let _ = control.claim(lock, &request).await?;
+            let _ = around(Failpoint::LockRejoin, control.claim(lock, &request)).await?;
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ use super::plan::{self, SOON, Step};
 use super::{Look, request};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ClaimedLock, FINALIZER, LOCK_LABEL, LockClaim, LockClaimStatus, time};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{Acquired, Grant, Renewed};
 use crate::store::Refusal;
 
@@ -38,7 +39,8 @@ impl Look {
                 finalizers.push(FINALIZER.to_owned());
                 let labels = json!({ (format!("{LOCK_LABEL}{}", self.key.name())): "" });
                 let metadata = json!({ "finalizers": finalizers, "labels": labels });
-                Ok(Next::Again(Box::new(patch_metadata(&self.api(), &*self.claim, metadata).await?)))
+                let written = patch_metadata(Failpoint::ClaimFinalizer, &self.api(), &*self.claim, metadata).await?;
+                Ok(Next::Again(Box::new(written)))
             }
             Step::Contend => self.contend().await,
             Step::Pin => self.pin().await,
@@ -71,7 +73,7 @@ impl Look {
     }
 
     /// Changes the status, with the generation in every condition.
-    async fn write(&self, change: impl FnOnce(&mut LockClaimStatus)) -> Result<Next, Error> {
+    async fn write(&self, point: Failpoint, change: impl FnOnce(&mut LockClaimStatus)) -> Result<Next, Error> {
         let mut wanted = (*self.claim).clone();
         let generation = self.claim.metadata.generation;
         let status = wanted.status.get_or_insert_default();
@@ -93,7 +95,7 @@ impl Look {
         if wanted.status == self.claim.status {
             return Ok(Next::Rest(None));
         }
-        let written = replace_status(&self.api(), &wanted).await?;
+        let written = replace_status(point, &self.api(), &wanted).await?;
         self.ctx.metrics.status_writes.inc();
         Ok(Next::Again(Box::new(written)))
     }
@@ -125,7 +127,7 @@ impl Look {
             return Ok(Next::Rest(Some(SOON)));
         }
         self.keep_in_mind(false);
-        let answer = match open.control.claim(&self.key, &request).await? {
+        let answer = match around(Failpoint::ClaimAsk, open.control.claim(&self.key, &request)).await? {
             Ok(answer) => answer,
             Err(refusal) => {
                 self.ctx.heed_place(&self.claim, Standing::WaitsWithAll);
@@ -172,7 +174,7 @@ impl Look {
 
     async fn granted(&self, grant: Grant) -> Result<Next, Error> {
         let name = self.key.name().to_owned();
-        self.write(|status| {
+        self.write(Failpoint::ClaimGranted, |status| {
             status.holder_id = Some(self.id.as_str().to_owned());
             status.fencing_token = Some(grant.token.get());
             let acquire_time = time::micros(self.facts.now);
@@ -186,7 +188,7 @@ impl Look {
     /// The attempt has ended before it was told: the next one begins at the end of the queue.
     async fn next_attempt(&self) -> Result<Next, Error> {
         self.ctx.renewals.forget(&self.id);
-        self.write(|status| {
+        self.write(Failpoint::ClaimRetry, |status| {
             status.attempt = Some(plan::attempt(&self.claim).saturating_add(1));
             status.holder_id = None;
             status.fencing_token = None;
@@ -200,7 +202,7 @@ impl Look {
         let Some(open) = &self.open else {
             return Ok(Next::Rest(Some(SOON)));
         };
-        match open.control.pin(&self.key, &self.id).await? {
+        match around(Failpoint::ClaimPin, open.control.pin(&self.key, &self.id)).await? {
             Err(refusal) => self.refused(&refusal),
             // The record was lost: its recovery puts this hold back, since etcd has it.
             Ok(Renewed::Unprovisioned) => {
@@ -215,7 +217,7 @@ impl Look {
     async fn tell(&self, grant: Grant) -> Result<Next, Error> {
         self.keep_in_mind(true);
         let next = self
-            .write(|status| {
+            .write(Failpoint::ClaimTold, |status| {
                 status.node_name = self.node().or(status.node_name.take());
                 self.held(status, true, reasons::HELD, &format!("it holds with token {}", grant.token));
             })
@@ -237,7 +239,7 @@ impl Look {
         let token = plan::recorded_token(&self.claim).map(|token| token.to_string()).unwrap_or_default();
         let (reason, message) = note.unwrap_or((reasons::HELD, format!("it holds with token {token}")));
         let next = self
-            .write(|status| {
+            .write(Failpoint::ClaimKeep, |status| {
                 status.node_name = self.node().or(status.node_name.take());
                 self.held(status, true, reason, &message);
             })
@@ -249,7 +251,8 @@ impl Look {
     }
 
     async fn release(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
-        let next = self.write(|status| self.held(status, false, reasons::RELEASING, message)).await?;
+        let point = Failpoint::ClaimReleasing;
+        let next = self.write(point, |status| self.held(status, false, reasons::RELEASING, message)).await?;
         self.ctx.events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
         Ok(next)
     }
@@ -258,7 +261,7 @@ impl Look {
     /// freed when the store is back.
     async fn free(&self) -> Result<Next, Error> {
         if let Some(open) = &self.open {
-            match open.control.free(&self.key, &self.id).await? {
+            match around(Failpoint::ClaimFree, open.control.free(&self.key, &self.id)).await? {
                 Ok(()) | Err(Refusal::Unprovisioned) => {}
                 Err(refusal) => return self.refused(&refusal),
             }
@@ -276,7 +279,7 @@ impl Look {
     /// Leaves the queue.
     async fn withdraw(&self) -> Result<(), Error> {
         if let Some(open) = &self.open
-            && let Err(refusal) = open.control.free(&self.key, &self.id).await?
+            && let Err(refusal) = around(Failpoint::ClaimWithdraw, open.control.free(&self.key, &self.id)).await?
             && refusal != Refusal::Unprovisioned
         {
             info!(claim = %self.me, %refusal, "left in the queue; it is freed when the store is open");
@@ -288,7 +291,7 @@ impl Look {
     async fn finish(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
         self.ctx.renewals.forget(&self.id);
         let next = self
-            .write(|status| {
+            .write(Failpoint::ClaimFinished, |status| {
                 let (generation, now) = (self.claim.metadata.generation, self.facts.now);
                 self.held(status, false, reason, message);
                 condition::set(&mut status.conditions, types::FINISHED, true, reason, message, generation, now);
@@ -302,13 +305,13 @@ impl Look {
     }
 
     async fn wait(&self, reason: &'static str, message: &str, within: Option<Duration>) -> Result<Next, Error> {
-        self.write(|status| self.held(status, false, reason, message)).await?;
+        self.write(Failpoint::ClaimWait, |status| self.held(status, false, reason, message)).await?;
         Ok(Next::Rest(within))
     }
 
     async fn let_go(&self) -> Result<Next, Error> {
         self.ctx.forget_claim(&self.me);
-        set_finalizer(&self.api(), &*self.claim, false).await?;
+        set_finalizer(Failpoint::ClaimLetGo, &self.api(), &*self.claim, false).await?;
         Ok(Next::Rest(None))
     }
 
@@ -316,7 +319,7 @@ impl Look {
         let (uid, resource_version) = (self.claim.uid(), self.claim.resource_version());
         let preconditions = Some(Preconditions { uid, resource_version });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        self.api().delete(&self.claim.name_any(), &params).await?;
+        around(Failpoint::ClaimDelete, self.api().delete(&self.claim.name_any(), &params)).await?;
         Ok(Next::Rest(None))
     }
 
@@ -330,13 +333,14 @@ impl Look {
         let preconditions = Some(Preconditions { uid: Some(holder.uid.clone()), resource_version: None });
         let delete_options = Some(DeleteParams { preconditions, ..DeleteParams::default() });
         let params = EvictParams { delete_options, ..EvictParams::default() };
-        let message = match pods.evict(&holder.name, &params).await {
+        let message = match around(Failpoint::ClaimEvict, pods.evict(&holder.name, &params)).await {
             Ok(_) => "it has held for maxHoldSeconds: its pod is being evicted".to_owned(),
             Err(error) => {
                 format!("it has held for maxHoldSeconds, but its pod can't be evicted: {error}")
             }
         };
-        self.write(|status| self.held(status, true, reasons::MAX_HOLD_EXCEEDED, &message)).await?;
+        let point = Failpoint::ClaimKeep;
+        self.write(point, |status| self.held(status, true, reasons::MAX_HOLD_EXCEEDED, &message)).await?;
         Ok(Next::Rest(Some(Duration::from_secs(10))))
     }
 }

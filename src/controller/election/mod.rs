@@ -42,6 +42,7 @@ use super::writes::{api_of, is_conflict, is_not_found, patch_metadata, replace_s
 use super::{Context, Error};
 use crate::api::election::{ELECTED_BY, FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY, TERM};
 use crate::api::{DistributedLock, ElectedLeader, HolderKind, HolderRef};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Renewed, Request, Wait};
 use crate::store::{Refusal, Remembered};
 use candidate::Candidate;
@@ -245,17 +246,19 @@ impl<'a> Election<'a> {
         match step {
             Step::Conflict { .. } => Ok(Next::Rest(Some(Duration::from_secs(2)))),
             Step::Rest(within) => Ok(Next::Rest(*within)),
-            Step::Stamp { pod } => self.mark(pod, STANDBY, json!({ FENCING_TOKEN: null })).await,
+            Step::Stamp { pod } => {
+                self.mark(Failpoint::ElectionStamp, pod, STANDBY, json!({ FENCING_TOKEN: null })).await
+            }
             Step::Untell { pod, reason, message } => {
                 let token = self.record(pod).map(|leader| leader.fencing_token.to_string());
                 let annotations = json!({ FENCING_TOKEN: null, RELEASED_TOKEN: token });
-                let next = self.mark(pod, STANDBY, annotations).await?;
+                let next = self.mark(Failpoint::ElectionUntell, pod, STANDBY, annotations).await?;
                 self.ctx.events.normal(&self.lock, reason, "Release", message.clone()).await;
                 Ok(next)
             }
             Step::Release { pod, message } => {
                 info!(key = %self.key, pod, message, "a lead is taken back");
-                self.remember(|leaders| {
+                self.remember(Failpoint::ElectionReleasing, |leaders| {
                     leaders.iter_mut().filter(|l| l.pod_uid == *pod).for_each(|l| l.releasing = true)
                 })
                 .await
@@ -275,7 +278,13 @@ impl<'a> Election<'a> {
     }
 
     /// Writes a pod's role, and why, if the pod still is as it was read.
-    async fn mark(&mut self, pod_uid: &str, role: &str, mut annotations: Value) -> Result<Next, Error> {
+    async fn mark(
+        &mut self,
+        point: Failpoint,
+        pod_uid: &str,
+        role: &str,
+        mut annotations: Value,
+    ) -> Result<Next, Error> {
         let pod = match (self.pods.get(pod_uid), self.record(pod_uid)) {
             (Some(pod), _) => pod.clone(),
             (None, Some(record)) => match self.unselected(&record).await? {
@@ -287,7 +296,7 @@ impl<'a> Election<'a> {
         annotations[ELECTED_BY] = json!(self.key.name());
         annotations[TERM] = json!(self.open.control.term().to_string());
         let metadata = json!({ "labels": { ROLE_LABEL: role }, "annotations": annotations });
-        let written = patch_metadata(&self.pod_api(), &*pod, metadata).await?;
+        let written = patch_metadata(point, &self.pod_api(), &*pod, metadata).await?;
         if self.pods.contains_key(pod_uid) {
             self.pods.insert(pod_uid.to_owned(), Arc::new(written));
         }
@@ -295,10 +304,14 @@ impl<'a> Election<'a> {
     }
 
     /// Changes what etcd remembers, if the lock still is as it was read.
-    async fn remember(&mut self, change: impl FnOnce(&mut Vec<ElectedLeader>)) -> Result<Next, Error> {
+    async fn remember(
+        &mut self,
+        point: Failpoint,
+        change: impl FnOnce(&mut Vec<ElectedLeader>),
+    ) -> Result<Next, Error> {
         let mut wanted = self.lock.clone();
         change(&mut wanted.status.get_or_insert_default().election.get_or_insert_default().leaders);
-        self.lock = replace_status(&api_of(&self.ctx.client, &wanted), &wanted).await?;
+        self.lock = replace_status(point, &api_of(&self.ctx.client, &wanted), &wanted).await?;
         self.ctx.metrics.status_writes.inc();
         Ok(Next::Again)
     }
@@ -306,32 +319,33 @@ impl<'a> Election<'a> {
     async fn free(&mut self, pod_uid: &str) -> Result<Next, Error> {
         let Some(record) = self.record(pod_uid) else { return Ok(Next::Again) };
         if let Some(id) = holder_id(&self.lock, pod_uid, record.attempt) {
-            match self.open.control.free(self.key, &id).await? {
+            match around(Failpoint::ElectionFree, self.open.control.free(self.key, &id)).await? {
                 Ok(()) | Err(Refusal::Unprovisioned) => self.ctx.renewals.forget(&id),
                 Err(refusal) => return Ok(self.refused(&refusal)),
             }
         }
         let follower = Follower::Lock(self.me.clone());
         self.ctx.pods.forget_one(self.key.namespace(), &holder_of(&record), &follower);
-        self.remember(|leaders| leaders.retain(|leader| leader.pod_uid != pod_uid)).await
+        self.remember(Failpoint::ElectionForget, |leaders| leaders.retain(|leader| leader.pod_uid != pod_uid)).await
     }
 
     async fn tell(&mut self, pod_uid: &str) -> Result<Next, Error> {
         let Some(record) = self.record(pod_uid) else { return Ok(Next::Again) };
         let Some(id) = holder_id(&self.lock, pod_uid, record.attempt) else { return Ok(Next::Rest(None)) };
-        match self.open.control.pin(self.key, &id).await? {
+        match around(Failpoint::ElectionPin, self.open.control.pin(self.key, &id)).await? {
             Ok(Renewed::Held(_)) => {}
             // Nobody was told of it.
             Ok(Renewed::Lost | Renewed::NotHeld) => {
                 self.ctx.renewals.forget(&id);
-                return self.remember(|leaders| leaders.retain(|leader| leader.pod_uid != pod_uid)).await;
+                let forget = |leaders: &mut Vec<ElectedLeader>| leaders.retain(|leader| leader.pod_uid != pod_uid);
+                return self.remember(Failpoint::ElectionForget, forget).await;
             }
             // The record was lost: its recovery puts this hold back, since etcd has it.
             Ok(Renewed::Unprovisioned) => return Ok(Next::Rest(Some(SOON))),
             Err(refusal) => return Ok(self.refused(&refusal)),
         }
         let token = record.fencing_token.to_string();
-        let next = self.mark(pod_uid, LEADER, json!({ FENCING_TOKEN: token })).await?;
+        let next = self.mark(Failpoint::ElectionTell, pod_uid, LEADER, json!({ FENCING_TOKEN: token })).await?;
         let note = format!("{} leads with token {token}", record.pod_name);
         self.ctx.events.normal(&self.lock, "Elected", "Elect", note).await;
         Ok(next)
@@ -349,7 +363,7 @@ impl<'a> Election<'a> {
             identity: format!("pod/{}", pod.name_any()),
             pod_uid: Some(pod_uid.to_owned()),
         };
-        let grant = match self.open.control.claim(self.key, &request).await? {
+        let grant = match around(Failpoint::ElectionAsk, self.open.control.claim(self.key, &request)).await? {
             Ok(Acquired::Granted(grant)) => grant,
             Ok(Acquired::Busy { retry }) => {
                 self.free_strays().await?;
@@ -384,7 +398,7 @@ impl<'a> Election<'a> {
         let election = wanted.status.get_or_insert_default().election.get_or_insert_default();
         election.attempts = attempt;
         election.leaders.extend(leader);
-        self.lock = replace_status(&api_of(&self.ctx.client, &wanted), &wanted).await?;
+        self.lock = replace_status(Failpoint::ElectionChosen, &api_of(&self.ctx.client, &wanted), &wanted).await?;
         self.ctx.metrics.status_writes.inc();
         Ok(Next::Again)
     }
@@ -402,7 +416,7 @@ impl<'a> Election<'a> {
         let Some(lock) = api.get_opt(&self.lock.name_any()).await? else { return Ok(()) };
         for id in unknown.into_iter().filter(|id| !records(&lock, id)) {
             info!(key = %self.key, ?id, "freeing a choice that nobody records");
-            let _ = self.open.control.free(self.key, id).await?;
+            let _ = around(Failpoint::ElectionFreeStray, self.open.control.free(self.key, id)).await?;
             self.ctx.renewals.forget(id);
         }
         Ok(())

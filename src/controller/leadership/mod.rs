@@ -19,6 +19,7 @@ use super::boottime::{boottime, since};
 use super::writes::{FIELD_MANAGER, is_conflict};
 use super::{Error, Settings};
 use crate::api::time;
+use crate::failpoint::{Failpoint, around};
 use plan::{Record, Turn, turn};
 
 /// The times of an election among replicas; `lease > renew_deadline > retry`.
@@ -107,7 +108,7 @@ impl Leadership {
     pub(super) async fn release(mut self) {
         let Some((lease, _)) = self.seen.take() else { return };
         let transitions = record(&lease).transitions;
-        let write = self.write(lease, "", Duration::from_secs(1), transitions);
+        let write = around(Failpoint::ReplicaRelease, self.write(lease, "", Duration::from_secs(1), transitions));
         match tokio::time::timeout(self.election.retry, write).await {
             Ok(Ok(_)) => info!(lease = self.name, "leads no more"),
             Ok(Err(error)) => warn!(%error, "the Lease was not released; it runs out"),
@@ -132,7 +133,8 @@ impl Leadership {
                 }
             },
         };
-        match self.write(lease, &self.me, self.election.lease, transitions).await {
+        let write = self.write(lease, &self.me, self.election.lease, transitions);
+        match around(Failpoint::ReplicaLease, write).await {
             Ok(written) => {
                 self.seen = Some((written, sent));
                 self.renewed = sent;

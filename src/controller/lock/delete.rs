@@ -23,6 +23,7 @@ use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::controller::writes::{api_of, is_conflict, is_not_found, replace_status, set_finalizer};
 use crate::controller::{Context, Error, OpenStore, election};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::LockKey;
 use crate::store::{Refusal, Sealed};
 
@@ -56,7 +57,7 @@ async fn seal(
     open: &OpenStore,
 ) -> Result<Action, Error> {
     let uid = lock.uid().unwrap_or_default();
-    let sealed = match open.control.seal(key, &uid).await? {
+    let sealed = match around(Failpoint::LockSeal, open.control.seal(key, &uid)).await? {
         Ok(sealed) => sealed,
         Err(Refusal::OtherLock(_)) => return let_go(ctx, lock, key).await,
         // Its record was lost: first it is made again, so that its leases are waited for and its tokens kept.
@@ -89,7 +90,7 @@ async fn seal(
         return Ok(Action::requeue(direct.min(PATIENCE)));
     }
     raise_token_floor(ctx, lock.store_name(), last).await?;
-    match open.control.purge(key, &uid).await? {
+    match around(Failpoint::LockPurge, open.control.purge(key, &uid)).await? {
         Ok(()) | Err(Refusal::OtherLock(_)) => let_go(ctx, lock, key).await,
         Err(refusal) => {
             info!(%key, %refusal, "not purged now");
@@ -132,7 +133,7 @@ async fn raise_token_floor(ctx: &Context, name: &str, last: i64) -> Result<(), E
             break;
         }
         status.token_floor = Some(last);
-        match replace_status(&api, &store).await {
+        match replace_status(Failpoint::StoreTokenFloor, &api, &store).await {
             Ok(_) => break,
             Err(error) if is_conflict(&error) => {}
             Err(error) => return Err(error.into()),
@@ -143,7 +144,7 @@ async fn raise_token_floor(ctx: &Context, name: &str, last: i64) -> Result<(), E
 }
 
 async fn let_go(ctx: &Context, lock: &DistributedLock, key: &LockKey) -> Result<Action, Error> {
-    match set_finalizer(&api_of(&ctx.client, lock), lock, false).await {
+    match set_finalizer(Failpoint::LockLetGo, &api_of(&ctx.client, lock), lock, false).await {
         Ok(_) => {}
         Err(error) if is_not_found(&error) => {}
         Err(error) => return Err(error.into()),

@@ -20,6 +20,7 @@ use super::writes::{api_of, set_finalizer};
 use super::{Context, Error, election};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, FINALIZER, LockStore};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{Epoch, LockKey};
 use crate::store::{Due, Inspection};
 use plan::Step;
@@ -69,7 +70,7 @@ pub(super) async fn reconcile(lock: Arc<DistributedLock>, ctx: Arc<Context>) -> 
         }
     };
     if !lock.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        set_finalizer(&api_of(&ctx.client, &*lock), &*lock, true).await?;
+        set_finalizer(Failpoint::LockFinalizer, &api_of(&ctx.client, &*lock), &*lock, true).await?;
         return Ok(Action::await_change());
     }
     match observe(&ctx, &lock, &key, &open).await? {
@@ -130,7 +131,7 @@ enum Observed {
 
 /// Ends what is over, then reads. Holds kept here are renewed right before their expiry is published.
 async fn observe(ctx: &Context, lock: &DistributedLock, key: &LockKey, open: &OpenStore) -> Result<Observed, Error> {
-    let due = match open.control.expire(std::slice::from_ref(key)).await? {
+    let due = match around(Failpoint::LockExpire, open.control.expire(std::slice::from_ref(key))).await? {
         Ok(mut dues) => dues.pop().unwrap_or(Due::Nothing),
         Err(refusal) => {
             info!(%key, %refusal, "the store is not open for this lock now");
@@ -146,7 +147,7 @@ async fn observe(ctx: &Context, lock: &DistributedLock, key: &LockKey, open: &Op
     if kept.is_empty() || !matches!(stands, Write::After(wait) if wait <= status::MIN_INTERVAL) {
         return Ok(Observed::Record(due, Some(record)));
     }
-    open.control.store().renew(&kept).await?;
+    around(Failpoint::LockRenew, open.control.store().renew(&kept)).await?;
     Ok(Observed::Record(due, open.control.store().inspect(key).await?))
 }
 

@@ -17,6 +17,7 @@ use super::SOON;
 use super::plan::{provision, quarantine};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, LockClaim};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey};
 use crate::store::{HoldState, Inspection, Provision};
 
@@ -32,7 +33,7 @@ pub(super) async fn remember(ctx: &Context, lock: &DistributedLock, key: &LockKe
         let (type_, reason) = (types::PROVISIONED, reasons::PROVISIONED);
         condition::set(&mut status.conditions, type_, true, reason, message, generation, Timestamp::now());
     }
-    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    replace_status(Failpoint::LockProvisioned, &api_of(&ctx.client, lock), &wanted).await?;
     ctx.with_memory(key, |memory| memory.first = first);
     Ok(())
 }
@@ -49,7 +50,7 @@ pub(super) async fn lower_longest(ctx: &Context, lock: &DistributedLock, key: &L
         let mut wanted = lock.clone();
         let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
         wanted.status.get_or_insert_default().longest_lease_seconds = Some(lease);
-        replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+        replace_status(Failpoint::LockLowered, &api_of(&ctx.client, lock), &wanted).await?;
     }
     Ok(())
 }
@@ -63,7 +64,7 @@ pub(super) async fn apply(
     claims: impl Iterator<Item = &LockClaim>,
 ) -> Result<Action, Error> {
     let first = ctx.with_memory(key, |memory| std::mem::take(&mut memory.first));
-    match open.control.provision(key, wanted).await? {
+    match around(Failpoint::LockProvision, open.control.provision(key, wanted)).await? {
         Ok(done) => {
             if done.tampered {
                 let note =
@@ -153,7 +154,7 @@ pub(super) async fn free_orphans(
             Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),
             _ => {
                 warn!(%key, ?id, "freeing what no claim records");
-                if let Err(refusal) = open.control.free(key, id).await? {
+                if let Err(refusal) = around(Failpoint::LockFreeOrphan, open.control.free(key, id)).await? {
                     info!(%key, %refusal, "not freed now");
                 }
             }

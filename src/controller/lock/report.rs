@@ -11,6 +11,7 @@ use super::status::{self, Readiness, Write};
 use super::{SLOW_LOOK, SOON};
 use crate::api::condition::{self, types};
 use crate::api::{DistributedLock, DistributedLockStatus};
+use crate::failpoint::Failpoint;
 use crate::lease::LockKey;
 use crate::store::Inspection;
 
@@ -40,7 +41,7 @@ pub(super) async fn report(
 async fn write(ctx: &Context, lock: &DistributedLock, status: DistributedLockStatus) -> Result<(), Error> {
     let mut wanted = lock.clone();
     wanted.status = Some(status);
-    replace_status(&api_of(&ctx.client, lock), &wanted).await?;
+    replace_status(Failpoint::LockStatus, &api_of(&ctx.client, lock), &wanted).await?;
     ctx.metrics.status_writes.inc();
     Ok(())
 }

@@ -9,6 +9,7 @@ use super::super::writes::{is_conflict, replace_status};
 use super::trouble::Trouble;
 use crate::api::condition::reasons;
 use crate::api::{LockStore, LockStoreStatus};
+use crate::failpoint::Failpoint;
 
 /// How often a conflicting status write is decided again.
 const TRIES: u32 = 5;
@@ -49,7 +50,7 @@ impl Ledger {
             }
             let term = stands.max(highest) + 1;
             status.term = Some(term);
-            match replace_status(&api, &object).await {
+            match replace_status(Failpoint::StoreTerm, &api, &object).await {
                 Ok(_) => {
                     info!(store = &*self.name, term, "reigns");
                     self.term = Some(term);
@@ -63,7 +64,11 @@ impl Ledger {
     }
 
     /// Changes the status by compare-and-swap, while the term is still ours. Returns what stands.
-    pub(super) async fn update(&self, change: impl Fn(&mut LockStoreStatus)) -> Result<LockStoreStatus, Trouble> {
+    pub(super) async fn update(
+        &self,
+        point: Failpoint,
+        change: impl Fn(&mut LockStoreStatus),
+    ) -> Result<LockStoreStatus, Trouble> {
         let api = self.api();
         for _ in 0..TRIES {
             let mut object = api.get(&self.name).await?;
@@ -78,7 +83,7 @@ impl Ledger {
             if object.status == before {
                 return Ok(object.status.unwrap_or_default());
             }
-            match replace_status(&api, &object).await {
+            match replace_status(point, &api, &object).await {
                 Ok(written) => return Ok(written.status.unwrap_or_default()),
                 Err(error) if is_conflict(&error) => {}
                 Err(error) => return Err(error.into()),

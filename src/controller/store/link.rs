@@ -15,6 +15,7 @@ use super::super::stores::StoreState;
 use super::trouble::Trouble;
 use crate::api::condition::reasons;
 use crate::api::{DistributedLock, LockStore};
+use crate::failpoint::{Failpoint, around};
 use crate::store::{Changes, Endpoint, LIBRARY_SOURCE, LibraryState, Offered, Password, ServerFacts, Store, Tls};
 
 /// How often Redis is asked which locks have changed: how late a direct hold is seen.
@@ -100,7 +101,7 @@ impl Link {
     /// Loads the library where it is missing or older; a newer one stays.
     pub(super) async fn ensure_library(&self) -> Result<(), Trouble> {
         if self.store.library().await? == LibraryState::Missing {
-            self.store.load_library(LIBRARY_SOURCE).await.map_err(|error| {
+            around(Failpoint::StoreLibrary, self.store.load_library(LIBRARY_SOURCE)).await.map_err(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 let message = format!("the function library could not be loaded: {cause}");
                 Trouble::new(reasons::LIBRARY_NOT_LOADED, message)
@@ -115,7 +116,8 @@ impl Link {
 /// is told the next time.
 async fn look_at_changes(ctx: &Context, store: &str, told: i64) -> i64 {
     let Some(StoreState::Ready(open)) = ctx.stores.state(store) else { return told };
-    let Ok(Ok(Changes { batch, locks })) = open.control.changes(told).await else { return told };
+    let changes = around(Failpoint::StoreChanges, open.control.changes(told)).await;
+    let Ok(Ok(Changes { batch, locks })) = changes else { return told };
     for lock in locks {
         ctx.triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
     }

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::super::Context;
 use super::super::writes::{FIELD_MANAGER, is_conflict};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::Epoch;
 
 const NAME: &str = "leasehold-epochs";
@@ -30,11 +31,11 @@ pub(super) async fn write(ctx: &Context, store: &str, epoch: Epoch) -> kube::Res
     let mut map = ConfigMap { data: Some(data.clone()), ..ConfigMap::default() };
     map.metadata.name = Some(NAME.to_owned());
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    match api(ctx).create(&params, &map).await {
+    match around(Failpoint::StoreMirror, api(ctx).create(&params, &map)).await {
         Err(error) if is_conflict(&error) => {
             let patch = Patch::Merge(json!({ "data": data }));
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            api(ctx).patch(NAME, &params, &patch).await.map(drop)
+            around(Failpoint::StoreMirror, api(ctx).patch(NAME, &params, &patch)).await.map(drop)
         }
         created => created.map(drop),
     }

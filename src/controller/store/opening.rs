@@ -30,6 +30,7 @@ use super::mirror;
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, DistributedLock, LockClaim, LockStoreStatus};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{Epoch, FencingToken, LockKey};
 use crate::store::{Control, Heartbeat, Opening};
 
@@ -68,7 +69,7 @@ impl Opener<'_> {
             None if !known => self.restore(&opening).await?,
             _ => Restored::default(),
         };
-        self.control.open(&opening).await??;
+        around(Failpoint::StoreOpen, self.control.open(&opening)).await??;
         for lock in &restored.locks {
             rejoin(self.ctx, self.control, lock, restored.claims.iter()).await?;
         }
@@ -85,7 +86,7 @@ impl Opener<'_> {
         let elsewhere = self.told().max(mirror::read(self.ctx, self.name).await?);
         let status = self
             .ledger
-            .update(|status: &mut LockStoreStatus| {
+            .update(Failpoint::StoreEpoch, |status: &mut LockStoreStatus| {
                 let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
                 let used = used.max(heartbeat.gate.map_or(0, Epoch::get)).max(elsewhere);
                 status.epoch = Some((used + 1).max(minimum).max(since_2026.get()));
@@ -132,7 +133,7 @@ impl Opener<'_> {
             wanted.quarantine = (quarantine(lock) + self.isolated_for).saturating_sub(since(self.since));
             wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
             wanted.holds.extend(election::remembered(lock));
-            self.control.restore(&key, &wanted, opening).await??;
+            around(Failpoint::StoreRestore, self.control.restore(&key, &wanted, opening)).await??;
             restored.push(key);
         }
         Ok(Restored { locks: restored, claims: claims.items })

@@ -29,6 +29,7 @@ use super::report::{self, News};
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, FINALIZER, LockStore};
+use crate::failpoint::{Failpoint, around};
 use crate::lease::Epoch;
 use crate::store::{Control, Heartbeat, Refusal};
 
@@ -130,7 +131,7 @@ impl Reign {
             return Err(self.delete(&object).await?);
         }
         if !leaving && !object.finalizers().iter().any(|f| f == FINALIZER) {
-            set_finalizer(&self.ledger.api(), &*object, true).await?;
+            set_finalizer(Failpoint::StoreFinalizer, &self.ledger.api(), &*object, true).await?;
         }
         if self.link.is_none() {
             self.link = Some(Link::new(&self.ctx, &object).await?);
@@ -157,7 +158,7 @@ impl Reign {
         };
         let control = Control::new(store, uid, term);
         let sent = boottime();
-        let heartbeat = match control.heartbeat().await {
+        let heartbeat = match around(Failpoint::StoreHeartbeat, control.heartbeat()).await {
             Ok(Ok(heartbeat)) => heartbeat,
             Ok(Err(Refusal::StaleTerm(highest))) => {
                 self.ledger.raise_term(highest).await?;
@@ -172,18 +173,21 @@ impl Reign {
             let message = format!("the server is a {}; the address must be the master's", heartbeat.role);
             return Err(Trouble::new(reasons::NOT_MASTER, message));
         }
-        self.look_who_answers(&heartbeat).await?;
-        match self.clock.read(sent, answered, heartbeat.now) {
-            Some(step) => Err(self.clock_stepped(&control, step).await?),
-            None => self.ensure_open(control, heartbeat).await,
+        let new = self.look_who_answers(&heartbeat).await?;
+        if let Some(step) = self.clock.read(sent, answered, heartbeat.now) {
+            return Err(self.clock_stepped(&control, step).await?);
         }
+        if new && heartbeat.gate.is_some() && owes_closing(object) {
+            return Err(self.close_gate(&control, "Redis's clock was set".into()).await?);
+        }
+        self.ensure_open(control, heartbeat).await
     }
 
-    /// Another process, or another data set, is looked at afresh: its quarantine begins now.
-    async fn look_who_answers(&mut self, heartbeat: &Heartbeat) -> Result<(), Trouble> {
+    /// Another process, or another data set, is looked at afresh: its quarantine begins now. Whether it is one.
+    async fn look_who_answers(&mut self, heartbeat: &Heartbeat) -> Result<bool, Trouble> {
         let incarnation = incarnation(heartbeat);
         if self.seen.as_ref().is_some_and(|(known, _)| *known == incarnation) {
-            return Ok(());
+            return Ok(false);
         }
         self.seen = Some((incarnation, boottime()));
         self.clock = ServerClock::default();
@@ -191,28 +195,32 @@ impl Reign {
             link.forget_facts();
             link.ensure_library().await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Leases were measured by a clock that was set: some have ended early, some last too long. The incarnation goes
-    /// from etcd, so that the quarantine is owed even if this process dies; then the gate closes. What was granted
-    /// before is waited out, and the gate is opened with a new epoch.
+    /// from etcd, so that closing and quarantine are owed even if this process dies; then the gate closes. What was
+    /// granted before is waited out, and the gate is opened with a new epoch.
     async fn clock_stepped(&mut self, control: &Control, step: i64) -> Result<Trouble, Trouble> {
         let direction = if step > 0 { "forward" } else { "back" };
         let message = format!("Redis's clock was set {direction} by {:.1} s", step.abs() as f64 / 1000.0);
         let now = jiff::Timestamp::now();
         self.ledger
-            .update(|status| {
+            .update(Failpoint::StoreClockStepped, |status| {
                 status.incarnation = None;
                 let (type_, is, reason) = (types::CLOCK_STEPPED, ConditionStatus::True, reasons::CLOCK_STEPPED);
                 condition::set(&mut status.conditions, type_, is, reason, &message, None, now);
             })
             .await?;
-        control.close().await??;
+        warn!(store = self.name, step, "the clock of the server was set");
+        self.close_gate(control, message).await
+    }
+
+    async fn close_gate(&mut self, control: &Control, message: String) -> Result<Trouble, Trouble> {
+        around(Failpoint::StoreClose, control.close()).await??;
         let now = boottime();
         self.stepped_at = Some(now);
         self.seen = self.seen.take().map(|(known, _)| (known, now));
-        warn!(store = self.name, step, "the gate is closed: {message}");
         let object = self.object.borrow().clone();
         self.ctx.events.warning(&*object, reasons::CLOCK_STEPPED, "CloseGate", message.clone()).await;
         Ok(Trouble::new(reasons::CLOCK_STEPPED, message))
@@ -262,7 +270,7 @@ impl Reign {
         let known = status.incarnation.as_deref() == Some(incarnation) && status.epoch >= Some(epoch.get());
         if !known {
             self.ledger
-                .update(|status| {
+                .update(Failpoint::StoreIncarnation, |status| {
                     status.incarnation = Some(incarnation.to_owned());
                     status.epoch = status.epoch.max(Some(epoch.get()));
                 })
@@ -331,7 +339,7 @@ impl Reign {
     async fn delete(&mut self, object: &LockStore) -> Result<Trouble, Trouble> {
         self.leave(object).await;
         if object.finalizers().iter().any(|f| f == FINALIZER) {
-            set_finalizer(&self.ledger.api(), object, false).await?;
+            set_finalizer(Failpoint::StoreLetGo, &self.ledger.api(), object, false).await?;
         }
         Ok(Trouble::new(reasons::DELETING, "the store is being deleted"))
     }
@@ -340,7 +348,7 @@ impl Reign {
     async fn leave(&mut self, object: &LockStore) {
         let (Some(link), Some(term)) = (&self.link, self.ledger.term()) else { return };
         let control = Control::new(link.store.clone(), object.uid().unwrap_or_default(), term);
-        match control.leave().await {
+        match around(Failpoint::StoreLeave, control.leave()).await {
             Ok(Ok(())) => info!(store = self.name, "left the key prefix"),
             Ok(Err(refusal)) => warn!(store = self.name, %refusal, "the key prefix stays taken"),
             Err(error) => warn!(store = self.name, %error, "the key prefix stays taken"),
@@ -356,6 +364,12 @@ impl Drop for Reign {
 
 fn incarnation(heartbeat: &Heartbeat) -> String {
     format!("{}/{}", heartbeat.run_id, heartbeat.replid)
+}
+
+/// Whether a controller before this one has seen that the clock was set, and died before it had opened the gate anew.
+fn owes_closing(object: &LockStore) -> bool {
+    let status = object.status.as_ref().filter(|status| status.incarnation.is_none());
+    status.is_some_and(|status| condition::is_true(&status.conditions, types::CLOCK_STEPPED))
 }
 
 fn readiness(state: &StoreState) -> (bool, Option<Epoch>) {

@@ -5,6 +5,7 @@ use super::ledger::Ledger;
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, LockStore, LockStoreStatus};
+use crate::failpoint::Failpoint;
 use crate::store::ServerFacts;
 
 /// What is to be said.
@@ -57,7 +58,7 @@ pub(super) async fn report(
     }
     let was = object.status.as_ref().and_then(|status| condition::get(&status.conditions, types::READY));
     let was = was.map(|condition| (condition.status, condition.reason.clone()));
-    ledger.update(change).await?;
+    ledger.update(Failpoint::StoreStatus, change).await?;
     let changed = was.is_none_or(|(status, old)| (status == ConditionStatus::True) != *ready || old != *reason);
     if changed && *ready {
         events.normal(object, reason, "OpenGate", (*message).to_owned()).await;

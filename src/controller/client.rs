@@ -1,0 +1,68 @@
+//! The client for the API server. Where failpoints are armed, it lets no write pass that has none.
+
+use kube::{Client, Config};
+
+/// A client of the controller's.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub fn client(config: Config) -> kube::Result<Client> {
+    #[cfg(debug_assertions)]
+    return Ok(kube::client::ClientBuilder::try_from(config)?.with_layer(&guard::MustBeNamed).build());
+    #[cfg(not(debug_assertions))]
+    Client::try_from(config)
+}
+
+#[cfg(debug_assertions)]
+mod guard {
+    use std::task::{Context, Poll};
+
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use http::{Method, Request};
+    use tower::{Layer, Service};
+
+    use crate::failpoint::must_be_named;
+
+    #[derive(Clone)]
+    pub(super) struct MustBeNamed;
+
+    impl<S> Layer<S> for MustBeNamed {
+        type Service = Guarded<S>;
+
+        fn layer(&self, inner: S) -> Guarded<S> {
+            Guarded(inner)
+        }
+    }
+
+    #[derive(Clone)]
+    pub(super) struct Guarded<S>(S);
+
+    impl<B, S> Service<Request<B>> for Guarded<S>
+    where
+        S: Service<Request<B>>,
+        S::Future: Send + 'static,
+    {
+        type Response = S::Response;
+        type Error = S::Error;
+        type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+            self.0.poll_ready(cx)
+        }
+
+        /// The answer is waited for in the task that writes, and only there it is known by what name.
+        fn call(&mut self, request: Request<B>) -> Self::Future {
+            let is_read = request.method() == Method::GET;
+            let what = format!("{} {}", request.method(), request.uri().path());
+            let answer = self.0.call(request);
+            async move {
+                if !is_read {
+                    must_be_named(|| what);
+                }
+                answer.await
+            }
+            .boxed()
+        }
+    }
+}

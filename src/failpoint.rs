@@ -1,0 +1,307 @@
+//! Named places before and after each external write of the controller, where a test stops or kills the process.
+//!
+//! Only builds with debug assertions have them: in a release build [`around`] *is* the write, and no name is left in
+//! the binary. There, `LEASEHOLD_FAILPOINT="kill before claim.pin"` strikes the first time that the place is reached;
+//! `stop` in the place of `kill`, `after` in the place of `before`; a number at the end: that time and not the first.
+//! `leasehold failpoints` lists the names.
+//!
+//! Once [`arm`]ed, a process that writes without a name ends itself: a write that was forgotten here fails every test
+//! that gets there.
+
+/// Names each write once, and says what it is.
+macro_rules! failpoints {
+    ($($(#[doc = $what:literal])+ $variant:ident = $name:literal,)+) => {
+        /// One external write of the controller.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Failpoint {
+            $($(#[doc = $what])+ $variant,)+
+        }
+
+        impl Failpoint {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// As it is typed.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// What is written there.
+            pub fn what(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($what),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+failpoints! {
+    /// The Lease of the leading replica is taken or renewed.
+    ReplicaLease = "replica.lease",
+    /// The Lease is given back at the end.
+    ReplicaRelease = "replica.release",
+
+    /// The configured LockStore is created.
+    StoreCreate = "store.create",
+    /// Our finalizer comes to a LockStore.
+    StoreFinalizer = "store.finalizer",
+    /// Our finalizer goes from a LockStore.
+    StoreLetGo = "store.let-go",
+    /// A reign begins: its term, in etcd.
+    StoreTerm = "store.term",
+    /// The function library is loaded.
+    StoreLibrary = "store.library",
+    /// The term, in Redis; delegated waiters hear that a controller lives.
+    StoreHeartbeat = "store.heartbeat",
+    /// A fresh epoch, in etcd.
+    StoreEpoch = "store.epoch",
+    /// The epoch once more, in the ConfigMap that uninstalling keeps.
+    StoreMirror = "store.mirror",
+    /// A record is made again before the gate is opened.
+    StoreRestore = "store.restore",
+    /// The gate is opened.
+    StoreOpen = "store.open",
+    /// The incarnation that was opened, in etcd.
+    StoreIncarnation = "store.incarnation",
+    /// The server's clock was set: the incarnation goes from etcd.
+    StoreClockStepped = "store.clock-stepped",
+    /// The gate is closed.
+    StoreClose = "store.close",
+    /// The conditions of a LockStore.
+    StoreStatus = "store.status",
+    /// An Event about a LockStore.
+    StoreEvent = "store.event",
+    /// Redis tells which locks have changed, and forgets those that it has told before.
+    StoreChanges = "store.changes",
+    /// The key prefix is left to others.
+    StoreLeave = "store.leave",
+    /// The last token of a lock that goes, in the LockStore's status.
+    StoreTokenFloor = "store.token-floor",
+
+    /// Our finalizer comes to a lock.
+    LockFinalizer = "lock.finalizer",
+    /// Our finalizer goes from a lock.
+    LockLetGo = "lock.let-go",
+    /// etcd learns that there will be a record, and of a longer lease.
+    LockProvisioned = "lock.provisioned",
+    /// etcd forgets a longer lease of before.
+    LockLowered = "lock.lowered",
+    /// A record is made or changed.
+    LockProvision = "lock.provision",
+    /// A waiting claim joins the queue of a record that is new.
+    LockRejoin = "lock.rejoin",
+    /// What is over ends, and who is next is promoted.
+    LockExpire = "lock.expire",
+    /// Delegated holds are renewed before their expiry is published.
+    LockRenew = "lock.renew",
+    /// A hold or place that nobody records is freed.
+    LockFreeOrphan = "lock.free-orphan",
+    /// The status of a lock.
+    LockStatus = "lock.status",
+    /// An Event about a lock.
+    LockEvent = "lock.event",
+    /// The record of a lock that goes is sealed.
+    LockSeal = "lock.seal",
+    /// The record of a lock that goes is forgotten.
+    LockPurge = "lock.purge",
+
+    /// Our finalizer and the lock's label come to a claim.
+    ClaimFinalizer = "claim.finalizer",
+    /// Our finalizer goes from a claim.
+    ClaimLetGo = "claim.let-go",
+    /// A claim asks in Redis.
+    ClaimAsk = "claim.ask",
+    /// A claim is told why it waits.
+    ClaimWait = "claim.wait",
+    /// etcd learns of a grant.
+    ClaimGranted = "claim.granted",
+    /// A grant is pinned.
+    ClaimPin = "claim.pin",
+    /// A claim is told that it holds.
+    ClaimTold = "claim.told",
+    /// A claim that holds is told something else about it.
+    ClaimKeep = "claim.keep",
+    /// A grant was lost before it was told: the next attempt.
+    ClaimRetry = "claim.retry",
+    /// A claim is told that it holds no more.
+    ClaimReleasing = "claim.releasing",
+    /// A hold that was un-told is freed in Redis.
+    ClaimFree = "claim.free",
+    /// A claim leaves its queue.
+    ClaimWithdraw = "claim.withdraw",
+    /// A claim is told that it is over.
+    ClaimFinished = "claim.finished",
+    /// A claim that is over is deleted.
+    ClaimDelete = "claim.delete",
+    /// The pod of a hold that is too long is evicted.
+    ClaimEvict = "claim.evict",
+    /// An Event about a claim.
+    ClaimEvent = "claim.event",
+
+    /// A candidate is marked as standby.
+    ElectionStamp = "election.stamp",
+    /// The controller asks in Redis for a pod that it chose.
+    ElectionAsk = "election.ask",
+    /// etcd learns of a choice.
+    ElectionChosen = "election.chosen",
+    /// A choice is pinned.
+    ElectionPin = "election.pin",
+    /// A pod is marked as leader.
+    ElectionTell = "election.tell",
+    /// A pod is marked as leader no more.
+    ElectionUntell = "election.untell",
+    /// etcd learns that a lead is taken back.
+    ElectionReleasing = "election.releasing",
+    /// A lead that was taken back is freed in Redis.
+    ElectionFree = "election.free",
+    /// etcd forgets a choice.
+    ElectionForget = "election.forget",
+    /// A choice that etcd never heard of is freed.
+    ElectionFreeStray = "election.free-stray",
+
+    /// Delegated holds are renewed.
+    HoldsRenew = "holds.renew",
+}
+
+#[cfg(debug_assertions)]
+mod armed {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::Failpoint;
+
+    /// What is done, where, and at which time.
+    #[derive(Debug)]
+    pub(super) struct Plan {
+        signal: Signal,
+        before: bool,
+        point: Failpoint,
+        nth: u32,
+    }
+
+    /// Set while failpoints are armed; the plan, if there is one.
+    static ARMED: OnceLock<Option<Plan>> = OnceLock::new();
+    static REACHED: AtomicU32 = AtomicU32::new(0);
+
+    tokio::task_local! {
+        /// The write that is being made.
+        static NAMED: Failpoint;
+    }
+
+    impl std::str::FromStr for Plan {
+        type Err = String;
+
+        fn from_str(text: &str) -> Result<Self, String> {
+            let mut words = text.split_whitespace();
+            let (action, side, name) = (words.next(), words.next(), words.next());
+            let signal = match action {
+                Some("kill") => Signal::KILL,
+                Some("stop") => Signal::STOP,
+                _ => return Err(format!("{text:?} must begin with kill or stop")),
+            };
+            let before = match side {
+                Some("before") => true,
+                Some("after") => false,
+                _ => return Err(format!("{text:?} must say before or after")),
+            };
+            let point = Failpoint::ALL.iter().copied().find(|point| Some(point.name()) == name);
+            let point = point.ok_or_else(|| format!("{text:?} names no failpoint; see leasehold failpoints"))?;
+            let nth = words.next().map_or(Ok(1), str::parse).map_err(|_| format!("{text:?} must end with a number"))?;
+            Ok(Self { signal, before, point, nth })
+        }
+    }
+
+    /// Arms the process as [`super::ENV`] says.
+    pub(super) fn arm() -> Result<(), String> {
+        let plan = std::env::var(super::ENV).ok().map(|text| text.parse()).transpose();
+        let plan = plan.map_err(|why: String| format!("{}: {why}", super::ENV))?;
+        ARMED.set(plan).map_err(|_| "armed already".to_owned())
+    }
+
+    pub(super) async fn around<T>(point: Failpoint, write: impl Future<Output = T>) -> T {
+        strike(point, true);
+        let done = NAMED.scope(point, write).await;
+        strike(point, false);
+        done
+    }
+
+    fn strike(point: Failpoint, before: bool) {
+        let Some(Some(plan)) = ARMED.get() else { return };
+        if plan.point == point && plan.before == before && REACHED.fetch_add(1, Ordering::SeqCst) + 1 == plan.nth {
+            eprintln!("struck: {plan:?}");
+            kill_process(getpid(), plan.signal).ok();
+        }
+    }
+
+    pub(super) fn must_be_named(what: impl FnOnce() -> String) {
+        if ARMED.get().is_some() && NAMED.try_with(|_| ()).is_err() {
+            eprintln!("a write without a failpoint: {}", what());
+            std::process::abort();
+        }
+    }
+}
+
+/// Makes a write, between its two failpoints.
+#[cfg(debug_assertions)]
+pub async fn around<T>(point: Failpoint, write: impl Future<Output = T>) -> T {
+    armed::around(point, write).await
+}
+
+/// Makes a write.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn around<F: Future>(_: Failpoint, write: F) -> F {
+    write
+}
+
+/// The variable that says where to strike.
+#[cfg(debug_assertions)]
+pub const ENV: &str = "LEASEHOLD_FAILPOINT";
+
+/// Heeds [`ENV`] from now on, and lets no write pass that isn't made by [`around`].
+///
+/// # Errors
+/// What is wrong with the variable.
+#[cfg(debug_assertions)]
+pub fn arm() -> Result<(), String> {
+    armed::arm()
+}
+
+/// Called where writes leave the process: ends one that makes a write outside of [`around`].
+#[inline(always)]
+pub(crate) fn must_be_named(what: impl FnOnce() -> String) {
+    #[cfg(debug_assertions)]
+    armed::must_be_named(what);
+    #[cfg(not(debug_assertions))]
+    let _ = what;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_writes_have_one_name() {
+        let names: HashSet<&str> = Failpoint::ALL.iter().map(|point| point.name()).collect();
+        assert_eq!(names.len(), Failpoint::ALL.len());
+        assert_eq!(Failpoint::ClaimPin.what(), "A grant is pinned.");
+    }
+
+    #[cfg(debug_assertions)]
+    #[test]
+    fn what_is_wrong_with_a_plan_is_said() {
+        let why = |text: &str| text.parse::<armed::Plan>().map(drop).unwrap_err();
+        assert!("kill after claim.pin 2".parse::<armed::Plan>().is_ok());
+        assert!(why("burn before claim.pin").contains("kill or stop"));
+        assert!(why("stop claim.pin").contains("before or after"));
+        assert!(why("stop before claim.pinn").contains("leasehold failpoints"));
+        assert!(why("stop before claim.pin often").contains("number"));
+    }
+}
