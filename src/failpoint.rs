@@ -2,8 +2,8 @@
 //!
 //! Only builds with debug assertions have them: in a release build [`around`] *is* the write, and no name is left in
 //! the binary. There, `LEASEHOLD_FAILPOINT="kill before claim.pin"` strikes the first time that the place is reached;
-//! `stop` in the place of `kill`, `after` in the place of `before`; a number at the end: that time and not the first.
-//! `leasehold failpoints` lists the names.
+//! `stop` in the place of `kill`, `after` in the place of `before`; a number at the end: that time and not the first; a
+//! comma between several. `leasehold failpoints` lists the names.
 //!
 //! Once [`arm`]ed, a process that writes without a name ends itself: a write that was forgotten here fails every test
 //! that gets there.
@@ -170,6 +170,7 @@ failpoints! {
 mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
 
@@ -182,11 +183,11 @@ mod armed {
         before: bool,
         point: Failpoint,
         nth: u32,
+        reached: AtomicU32,
     }
 
-    /// Set while failpoints are armed; the plan, if there is one.
-    static ARMED: OnceLock<Option<Plan>> = OnceLock::new();
-    static REACHED: AtomicU32 = AtomicU32::new(0);
+    /// Set while failpoints are armed.
+    static ARMED: OnceLock<Vec<Plan>> = OnceLock::new();
 
     tokio::task_local! {
         /// The write that is being made.
@@ -212,15 +213,16 @@ mod armed {
             let point = Failpoint::ALL.iter().copied().find(|point| Some(point.name()) == name);
             let point = point.ok_or_else(|| format!("{text:?} names no failpoint; see leasehold failpoints"))?;
             let nth = words.next().map_or(Ok(1), str::parse).map_err(|_| format!("{text:?} must end with a number"))?;
-            Ok(Self { signal, before, point, nth })
+            Ok(Self { signal, before, point, nth, reached: AtomicU32::new(0) })
         }
     }
 
     /// Arms the process as [`super::ENV`] says.
     pub(super) fn arm() -> Result<(), String> {
-        let plan = std::env::var(super::ENV).ok().map(|text| text.parse()).transpose();
-        let plan = plan.map_err(|why: String| format!("{}: {why}", super::ENV))?;
-        ARMED.set(plan).map_err(|_| "armed already".to_owned())
+        let text = std::env::var(super::ENV).unwrap_or_default();
+        let plans = text.split(',').filter(|plan| !plan.trim().is_empty()).map(str::parse).collect::<Result<_, _>>();
+        let plans = plans.map_err(|why: String| format!("{}: {why}", super::ENV))?;
+        ARMED.set(plans).map_err(|_| "armed already".to_owned())
     }
 
     pub(super) async fn around<T>(point: Failpoint, write: impl Future<Output = T>) -> T {
@@ -231,10 +233,14 @@ mod armed {
     }
 
     fn strike(point: Failpoint, before: bool) {
-        let Some(Some(plan)) = ARMED.get() else { return };
-        if plan.point == point && plan.before == before && REACHED.fetch_add(1, Ordering::SeqCst) + 1 == plan.nth {
-            eprintln!("struck: {plan:?}");
-            kill_process(getpid(), plan.signal).ok();
+        let plans = ARMED.get().map(Vec::as_slice).unwrap_or_default();
+        for plan in plans.iter().filter(|plan| plan.point == point && plan.before == before) {
+            if plan.reached.fetch_add(1, Ordering::SeqCst) + 1 == plan.nth {
+                eprintln!("struck: {plan:?}");
+                kill_process(getpid(), plan.signal).ok();
+                // Any thread may take the signal; this one goes nowhere until one has.
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 

@@ -74,12 +74,12 @@ impl Renewals {
 
     /// Whose this id is.
     pub(super) fn claim_of(&self, id: &HolderId) -> Option<ObjectRef<LockClaim>> {
-        self.entries().get(id).and_then(|entry| entry.kept.claim.clone())
+        self.kept_for(id).flatten()
     }
 
-    /// Whether a hold or a place is kept under this id.
-    pub(super) fn keeps(&self, id: &HolderId) -> bool {
-        self.entries().contains_key(id)
+    /// For whom a hold or a place is kept under this id; within, `None` is a pod that was elected.
+    pub(super) fn kept_for(&self, id: &HolderId) -> Option<Option<ObjectRef<LockClaim>>> {
+        self.entries().get(id).map(|entry| entry.kept.claim.clone())
     }
 
     /// The holds of one lock, for a renewal right before its expiry is published.

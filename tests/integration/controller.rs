@@ -1,10 +1,10 @@
 //! The controller against a real API server and a real Redis.
 
 mod claims;
-mod elections;
-mod fixture;
+pub(crate) mod elections;
+pub(crate) mod fixture;
 mod locks;
 mod pods;
-mod recovery;
+pub(crate) mod recovery;
 mod replicas;
 mod stores;

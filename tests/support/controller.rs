@@ -20,6 +20,8 @@ pub(crate) struct ControllerOptions {
     pub(crate) instance: Option<String>,
     /// Lease, renew deadline and retry period of an election among replicas, in seconds; `None`: it is alone.
     pub(crate) election: Option<(u16, u16, f64)>,
+    /// Where it is stopped or killed: see `leasehold::failpoint`.
+    pub(crate) failpoint: Option<String>,
 }
 
 impl ControllerOptions {
@@ -36,6 +38,7 @@ impl ControllerOptions {
             store_name: None,
             instance: None,
             election: None,
+            failpoint: None,
         }
     }
 
@@ -76,22 +79,37 @@ pub(crate) struct Controller {
 impl Controller {
     /// Starts one and waits until it says that it is ready.
     pub(crate) async fn start(options: ControllerOptions) -> Self {
-        let scratch = Scratch::new("controller");
-        let mut controller = Self { options, admin_port: free_port(), process: None, scratch };
+        let mut controller = Self::not_started(options);
         controller.restart().await;
         controller
     }
 
-    /// Starts it (again).
+    /// One to be started later.
+    pub(crate) fn not_started(options: ControllerOptions) -> Self {
+        Self { options, admin_port: free_port(), process: None, scratch: Scratch::new("controller") }
+    }
+
+    /// Starts it (again) and waits until it says that it is ready.
     pub(crate) async fn restart(&mut self) {
+        self.spawn();
+        let ready = eventually(LIMIT, async || self.get("/readyz").await.filter(|(code, _)| *code == 200)).await;
+        assert!(ready.is_some(), "the controller is not ready:\n{}", self.logs());
+    }
+
+    /// Starts it (again), with a failpoint or without.
+    pub(crate) fn spawn_with(&mut self, failpoint: Option<String>) {
+        self.options.failpoint = failpoint;
+        self.spawn();
+    }
+
+    fn spawn(&mut self) {
         self.process = None;
         let (log, lifeline) = (self.scratch.append("log"), self.scratch.lifeline());
         let binary = self.options.binary.display().to_string();
         self.process = Some(Process::start(&binary, &self.options.args(self.admin_port), |command| {
             command.env("RUST_LOG", "info,leasehold=debug").env("RUST_BACKTRACE", "0").stdin(lifeline).stderr(log);
+            command.envs(self.options.failpoint.iter().map(|plan| ("LEASEHOLD_FAILPOINT", plan)));
         }));
-        let ready = eventually(LIMIT, async || self.get("/readyz").await.filter(|(code, _)| *code == 200)).await;
-        assert!(ready.is_some(), "the controller is not ready:\n{}", self.logs());
     }
 
     pub(crate) fn process(&mut self) -> &mut Process {

@@ -86,6 +86,17 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
+    /// Asks it to end.
+    pub(crate) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Whether a signal has stopped it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
     /// How it ended, if it has.
     pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
@@ -99,7 +110,7 @@ impl Process {
 
     /// Asks it to end, and kills it when it hasn't after `limit`.
     pub(crate) fn stop(&mut self, limit: Duration) -> Option<ExitStatus> {
-        self.signal(Signal::TERM);
+        self.terminate();
         let start = Instant::now();
         while start.elapsed() < limit {
             if let Some(status) = self.exit_status() {

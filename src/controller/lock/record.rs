@@ -128,8 +128,17 @@ pub(super) fn wake_offered(ctx: &Context, record: &Inspection) {
     }
 }
 
-/// A pinned hold or delegated waiter that neither a claim nor the election records comes from an old copy of Redis, or from a claim that is
-/// gone. It is freed, but only after a list from a quorum has shown that nobody records it.
+/// Whether this process keeps it for somebody who is still there.
+fn is_known(ctx: &Context, id: &HolderId) -> bool {
+    ctx.renewals.kept_for(id).is_some_and(|kept| match kept {
+        Some(claim) => ctx.claims.get(&claim).is_some_and(|claim| claim.uid().as_deref() == claim_of_id(id)),
+        None => true,
+    })
+}
+
+/// A pinned hold or delegated waiter that neither a claim nor the election records comes from an old copy of Redis, or
+/// from a claim whose finalizer somebody has taken off. It is freed, but only after a list from a quorum has shown that
+/// nobody records it.
 pub(super) async fn free_orphans(
     ctx: &Context,
     lock: &DistributedLock,
@@ -139,7 +148,7 @@ pub(super) async fn free_orphans(
 ) -> Result<(), Error> {
     let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
     let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
-    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| !ctx.renewals.keeps(id)).collect();
+    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| !is_known(ctx, id)).collect();
     if unknown.is_empty() {
         return Ok(());
     }
@@ -154,6 +163,7 @@ pub(super) async fn free_orphans(
             Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),
             _ => {
                 warn!(%key, ?id, "freeing what no claim records");
+                ctx.renewals.forget(id);
                 if let Err(refusal) = around(Failpoint::LockFreeOrphan, open.control.free(key, id)).await? {
                     info!(%key, %refusal, "not freed now");
                 }

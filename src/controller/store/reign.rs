@@ -337,22 +337,36 @@ impl Reign {
 
     /// A store that no lock uses goes.
     async fn delete(&mut self, object: &LockStore) -> Result<Trouble, Trouble> {
-        self.leave(object).await;
+        let term = match self.ledger.term() {
+            Some(term) => term,
+            None => self.ledger.raise_term(0).await?,
+        };
+        if self.link.is_none() {
+            self.link = Link::new(&self.ctx, object).await.ok();
+        }
+        if let Some(Refusal::StaleTerm(highest)) = self.leave(object, term).await {
+            self.ledger.raise_term(highest).await?;
+            return Err(Trouble::new(reasons::DELETING, "a new term was taken"));
+        }
         if object.finalizers().iter().any(|f| f == FINALIZER) {
             set_finalizer(Failpoint::StoreLetGo, &self.ledger.api(), object, false).await?;
         }
         Ok(Trouble::new(reasons::DELETING, "the store is being deleted"))
     }
 
-    /// The prefix becomes free for another LockStore. A Redis that is gone is not waited for.
-    async fn leave(&mut self, object: &LockStore) {
-        let (Some(link), Some(term)) = (&self.link, self.ledger.term()) else { return };
+    /// The prefix becomes free for another LockStore. A Redis that is gone is not waited for. Why it wasn't done.
+    async fn leave(&mut self, object: &LockStore, term: i64) -> Option<Refusal> {
+        let link = self.link.as_ref()?;
         let control = Control::new(link.store.clone(), object.uid().unwrap_or_default(), term);
         match around(Failpoint::StoreLeave, control.leave()).await {
             Ok(Ok(())) => info!(store = self.name, "left the key prefix"),
-            Ok(Err(refusal)) => warn!(store = self.name, %refusal, "the key prefix stays taken"),
+            Ok(Err(refusal)) => {
+                warn!(store = self.name, %refusal, "the key prefix stays taken");
+                return Some(refusal);
+            }
             Err(error) => warn!(store = self.name, %error, "the key prefix stays taken"),
         }
+        None
     }
 }
 

@@ -11,13 +11,30 @@ use leasehold::api::{DistributedLock, DistributedLockSpec, ElectionSpec, LabelSe
 use leasehold::lease::{Acquired, Wait};
 use serde_json::json;
 
-use super::fixture::{Fixture, a_while, lock_reason, request};
+use super::fixture::{Fixture, Site, a_while, lock_reason, request};
 use crate::support::{LIMIT, containers_terminated, serving, wait_for};
 
-fn among(app: &str) -> impl Fn(&mut DistributedLockSpec) {
+pub(crate) fn among(app: &str) -> impl Fn(&mut DistributedLockSpec) {
     let match_labels = [("app".to_owned(), app.to_owned())].into();
     let selector = LabelSelector { match_labels, match_expressions: Vec::new() };
     move |spec| spec.election = Some(ElectionSpec { selector: selector.clone(), failover_after_seconds: 1 })
+}
+
+async fn pods(site: &Site) -> Vec<Pod> {
+    site.pods().api().list(&ListParams::default()).await.expect("a list").items
+}
+
+/// Name and token of each pod with the leader's label.
+pub(crate) async fn leading(site: &Site) -> Vec<(String, i64)> {
+    let pods = pods(site).await;
+    let leading = pods.iter().filter(|pod| pod.labels().get(ROLE_LABEL).is_some_and(|role| role == LEADER));
+    leading.map(|pod| (pod.name_any(), pod.annotations()[FENCING_TOKEN].parse().expect("a token"))).collect()
+}
+
+/// Waits until so many lead, none of them with a token of `before` or lower.
+pub(crate) async fn leaders(site: &Site, count: usize, before: i64) -> Vec<(String, i64)> {
+    let ask = async || Some(leading(site).await).filter(|l| l.len() == count && l.iter().all(|(_, t)| *t > before));
+    wait_for(&format!("{count} pods lead with tokens above {before}"), LIMIT, ask).await
 }
 
 /// Pods a, b and c of `app`, all Ready, on a Ready node.
@@ -38,22 +55,12 @@ impl Stage {
         Self { f }
     }
 
-    async fn pods(&self) -> Vec<Pod> {
-        self.f.pods().api().list(&ListParams::default()).await.expect("a list").items
-    }
-
-    /// Name and token of each pod with the leader's label.
     async fn leading(&self) -> Vec<(String, i64)> {
-        let pods = self.pods().await;
-        let leading = pods.iter().filter(|pod| pod.labels().get(ROLE_LABEL).is_some_and(|role| role == LEADER));
-        leading.map(|pod| (pod.name_any(), pod.annotations()[FENCING_TOKEN].parse().expect("a token"))).collect()
+        leading(&self.f).await
     }
 
-    /// Waits until so many lead, none of them with a token of `before` or lower.
     async fn leaders(&self, count: usize, before: i64) -> Vec<(String, i64)> {
-        let ask =
-            async || Some(self.leading().await).filter(|l| l.len() == count && l.iter().all(|(_, t)| *t > before));
-        wait_for(&format!("{count} pods lead with tokens above {before}"), LIMIT, ask).await
+        leaders(&self.f, count, before).await
     }
 
     async fn leader(&self, before: i64) -> (String, i64) {
@@ -77,7 +84,7 @@ async fn one_pod_leads_and_the_others_stand_by() {
     let (leader, token) = stage.leader(0).await;
     stage.holder_is("l", &leader, token).await;
     let standing_by = async || {
-        let pods = stage.pods().await;
+        let pods = pods(&stage.f).await;
         let count = pods.iter().filter(|p| p.labels().get(ROLE_LABEL).is_some_and(|role| role == STANDBY)).count();
         (count == 2).then_some(())
     };

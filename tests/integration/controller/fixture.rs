@@ -1,5 +1,6 @@
 //! One controller, one Redis, one namespace.
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -18,12 +19,30 @@ use serde_json::{Value, json};
 
 use crate::support::{Controller, ControllerOptions, LIMIT, PodActor, RedisServer, TestNamespace, wait_for};
 
-/// Everything a test of the controller needs. Its store and its controller's name are those of its namespace, so that
-/// tests don't meet.
-pub(crate) struct Fixture {
+/// A namespace and a Redis. The store and the controller's name are those of the namespace, so that tests don't meet.
+pub(crate) struct Site {
     pub(crate) test: TestNamespace,
     pub(crate) redis: RedisServer,
+}
+
+/// A site and the controller that works there.
+pub(crate) struct Fixture {
+    site: Site,
     pub(crate) controller: Controller,
+}
+
+impl Deref for Fixture {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
+    }
+}
+
+impl DerefMut for Fixture {
+    fn deref_mut(&mut self) -> &mut Site {
+        &mut self.site
+    }
 }
 
 impl Fixture {
@@ -53,9 +72,11 @@ impl Fixture {
         let mut options = options(&test, &redis);
         change(&mut options);
         let controller = Controller::start(options).await;
-        Self { test, redis, controller }
+        Self { site: Site { test, redis }, controller }
     }
+}
 
+impl Site {
     pub(crate) fn store_name(&self) -> String {
         self.test.name().to_owned()
     }

@@ -87,7 +87,7 @@ async fn flushall_takes_no_hold_and_the_next_token_is_higher() {
 }
 
 /// The library with a function that sets its clock.
-fn library_with_a_clock_to_set() -> String {
+pub(crate) fn library_with_a_clock_to_set() -> String {
     const NOW: &str = "local function now_ms()\n  local t = redis.call('TIME')\n";
     const SET: &str = "
 local set_by = 0

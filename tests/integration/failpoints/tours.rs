@@ -1,0 +1,275 @@
+//! What users do, and what they see in the end. Each tour passes the writes of one loop, and is finished only when
+//! everything is as it should be, whatever became of the controller on the way.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use leasehold::api::condition::{self, reasons, types};
+use leasehold::api::{DistributedLock, LockClaim, LockStore};
+use leasehold::lease::{Acquired, HolderId, Mode, Request, Wait};
+use leasehold::store::{Control, Store};
+use serde_json::json;
+
+use super::attendant::Attendant;
+use crate::controller::elections::{among, leaders};
+use crate::controller::fixture::{Site, claim_condition, holder, lock_condition, options, ready, request};
+use crate::controller::recovery::library_with_a_clock_to_set;
+use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, eventually, serving, wait_for};
+
+/// How long a controller that was stopped stays so: longer than every lease here.
+pub(super) const STALL: Duration = Duration::from_millis(2500);
+/// The Lease of the leading replica, its renewal and the pause between two tries, in seconds.
+const ELECTION: (u16, u16, f64) = (2, 1, 0.3);
+
+/// A way past the writes of one loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tour {
+    Store,
+    Lock,
+    Claim,
+    Election,
+    Replica,
+}
+
+impl Tour {
+    /// The one that leads past a place.
+    pub(super) fn past(place: &str) -> Self {
+        let name = place.rsplit(' ').next().unwrap_or_default();
+        match name.split('.').next().unwrap_or_default() {
+            "store" => Tour::Store,
+            "lock" => Tour::Lock,
+            "claim" | "holds" => Tour::Claim,
+            "election" => Tour::Election,
+            "replica" => Tour::Replica,
+            other => panic!("no tour leads past {other}"),
+        }
+    }
+
+    /// What must happen to the controller before it gets to a place.
+    pub(super) fn detour(place: &str) -> Option<&'static str> {
+        // Its lease is over before it is pinned.
+        place.ends_with("claim.retry").then_some("stop after claim.granted")
+    }
+
+    /// Where it takes place, and with what controller.
+    pub(super) async fn site(self) -> (Site, ControllerOptions) {
+        let site = Site { test: TestNamespace::new().await, redis: RedisServer::start().await };
+        let mut options = options(&site.test, &site.redis);
+        if self == Tour::Store {
+            let library = Store::connect(&site.redis.endpoint(), "any").expect("a store");
+            library.load_library(&library_with_a_clock_to_set()).await.expect("it is loaded");
+        }
+        if self == Tour::Replica {
+            options.election = Some(ELECTION);
+        }
+        (site, options)
+    }
+
+    /// The whole way. Panics where something isn't as it should be.
+    pub(super) async fn walk(self, site: &mut Site, attendant: &Attendant) {
+        site.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
+        match self {
+            Tour::Store => store(site).await,
+            Tour::Lock => lock(site).await,
+            Tour::Claim => claim(site).await,
+            Tour::Election => election(site).await,
+            Tour::Replica => replica(site, attendant).await,
+        }
+    }
+}
+
+/// A lock whose leases are short.
+async fn short_lock(site: &Site, name: &str) {
+    site.ready_lock(name, |spec| spec.lease_duration_seconds = 1).await;
+}
+
+async fn holds_still(site: &Site, claim: &str, token: i64) {
+    let holds = |claim: &LockClaim| {
+        claim_condition(claim, types::HELD) && claim.status.as_ref().and_then(|s| s.fencing_token) == Some(token)
+    };
+    site.claim_is(claim, &format!("holds with {token}"), holds).await;
+}
+
+async fn remove_claim(site: &Site, name: &str) {
+    site.delete::<LockClaim>(name).await;
+    site.test.gone::<LockClaim>(name, LIMIT).await;
+}
+
+async fn remove_lock(site: &Site, name: &str) {
+    site.delete::<DistributedLock>(name).await;
+    site.test.gone::<DistributedLock>(name, LIMIT).await;
+}
+
+/// The server's clock is set, then Redis loses everything, then the store goes.
+async fn store(site: &mut Site) {
+    short_lock(site, "a").await;
+    site.claim("c", "a", |_| {}).await;
+    let token = site.token_of("c").await;
+    set_the_clock(site).await;
+    let current = site.store_is("is Ready again", |store| ready(store).is_some_and(|(is, _)| is)).await;
+    let epoch = current.status.and_then(|status| status.epoch);
+    site.redis.kill();
+    site.redis.restart().await;
+    let anew = |store: &LockStore| store.status.as_ref().is_some_and(|status| status.epoch > epoch);
+    site.store_is("has another epoch", anew).await;
+    holds_still(site, "c", token).await;
+    site.claim("d", "a", |_| {}).await;
+    site.has_its_place("d").await;
+    holds_still(site, "c", token).await;
+    remove_claim(site, "c").await;
+    assert!(site.token_of("d").await > token);
+    remove_claim(site, "d").await;
+    remove_lock(site, "a").await;
+    let store = site.stores().get(&site.store_name()).await.expect("the store");
+    site.stores().delete(&store.name_any(), &DeleteParams::default()).await.expect("deleted");
+    // A controller that starts makes it again.
+    let gone = async || {
+        let found = site.stores().get_opt(&store.name_any()).await.ok()?;
+        found.is_none_or(|found| found.uid() != store.uid()).then_some(())
+    };
+    wait_for("the store is gone", LIMIT, gone).await;
+}
+
+/// A step that a controller saw and died of is forgotten: its successor has never known the clock of before.
+async fn set_the_clock(site: &Site) {
+    let stepped = async || {
+        let store = site.stores().get_opt(&site.store_name()).await.ok()??;
+        let conditions = store.status.map(|status| status.conditions).unwrap_or_default();
+        condition::is_true(&conditions, types::CLOCK_STEPPED).then_some(())
+    };
+    for hour in 1..=4 {
+        site.redis.send::<()>(&format!("FCALL set_clock_by 0 {}", hour * 3600)).await;
+        if eventually(Duration::from_secs(5), stepped).await.is_some() {
+            return;
+        }
+    }
+    panic!("the store never said that its clock was set");
+}
+
+/// A lock is made, changed, loses its record, is cleaned of what nobody records, and goes.
+async fn lock(site: &mut Site) {
+    site.ready_lock("a", |spec| spec.lease_duration_seconds = 2).await;
+    site.claim("c", "a", |_| {}).await;
+    let first = site.token_of("c").await;
+    site.change::<DistributedLock>("a", json!({"leaseDurationSeconds": 1})).await;
+    let lowered = |lock: &DistributedLock| lock.status.as_ref().and_then(|s| s.longest_lease_seconds) == Some(1);
+    site.lock_is("a", "forgets its longer lease", lowered).await;
+    site.claim("d", "a", |_| {}).await;
+    site.has_its_place("d").await;
+    let key = format!("{}:{{{}/a}}:", site.test.name(), site.test.name());
+    site.redis.send::<i64>(&format!("DEL {key}lock {key}queue {key}waiters")).await;
+    let back = async || site.workload().inspect(&site.key("a")).await.ok().flatten().filter(|r| !r.holds.is_empty());
+    // A controller that died right before it made the record has taken it for lost, and an epoch for it: there is one a
+    // minute.
+    let record = wait_for("the record is made again", Duration::from_secs(60) + LIMIT, back).await;
+    assert_eq!(record.holds[0].token.get(), first);
+    holds_still(site, "c", first).await;
+    remove_claim(site, "c").await;
+    let second = site.token_of("d").await;
+    assert!(second > first, "{second} after {first}");
+    // Somebody takes our finalizer off.
+    let bare = Patch::Merge(json!({"metadata": {"finalizers": []}}));
+    let claims = site.test.api::<LockClaim>();
+    claims.patch("d", &PatchParams::default(), &bare).await.expect("patched");
+    site.delete::<LockClaim>("d").await;
+    site.claim("e", "a", |_| {}).await;
+    assert!(site.token_of("e").await > second);
+    remove_claim(site, "e").await;
+    site.lock_is("a", "is free", |lock| !lock_condition(lock, types::HELD)).await;
+    remove_lock(site, "a").await;
+}
+
+/// Claims wait, hold, give up, end and go, and a pod holds for too long.
+async fn claim(site: &mut Site) {
+    short_lock(site, "a").await;
+    site.claim("first", "a", |_| {}).await;
+    let first = site.token_of("first").await;
+    site.claim("leaves", "a", |_| {}).await;
+    site.claim_reason("leaves", types::HELD, reasons::WAITING).await;
+    remove_claim(site, "leaves").await;
+    site.claim("wont-wait", "a", |spec| {
+        (spec.wait_timeout_seconds, spec.ttl_seconds_after_finished) = (Some(0), Some(0));
+    })
+    .await;
+    site.test.gone::<LockClaim>("wont-wait", LIMIT).await;
+    let pod = site.pods().run("worker", "Never", Some("node")).await;
+    finalizers_of_pod(site, json!(["test/kept"])).await;
+    site.claim("worker", "a", |spec| {
+        (spec.holder_ref, spec.max_hold_seconds) = (Some(holder(&pod)), Some(1));
+    })
+    .await;
+    site.has_its_place("worker").await;
+    holds_still(site, "first", first).await;
+    remove_claim(site, "first").await;
+    let held = |claim: &LockClaim| claim.status.as_ref().is_some_and(|s| s.fencing_token > Some(first));
+    site.claim_is("worker", "has held", held).await;
+    let evicted = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+    site.test.until("worker", "is being evicted", LIMIT, evicted).await;
+    site.pods().report("worker", json!({"phase": "Succeeded"})).await;
+    site.claim_is("worker", "has finished", |claim| claim_condition(claim, types::FINISHED)).await;
+    finalizers_of_pod(site, json!([])).await;
+    site.claim("next", "a", |_| {}).await;
+    assert!(site.token_of("next").await > first);
+    remove_claim(site, "next").await;
+    remove_lock(site, "a").await;
+}
+
+async fn finalizers_of_pod(site: &Site, finalizers: serde_json::Value) {
+    let patch = Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
+    site.pods().api().patch("worker", &PatchParams::default(), &patch).await.expect("patched");
+}
+
+/// A choice that etcd never heard of, then a leader, then another one, then none.
+async fn election(site: &mut Site) {
+    site.pods().node(site.test.name(), true).await;
+    let app = "app";
+    for pod in ["a", "b", "c"] {
+        site.pods().serve(pod, app, site.test.name()).await;
+        site.pods().report(pod, serving(1, false)).await;
+    }
+    let elects = |spec: &mut leasehold::api::DistributedLockSpec| {
+        among(app)(spec);
+        spec.lease_duration_seconds = 1;
+    };
+    let lock = site.ready_lock("l", elects).await;
+    choose_without_a_word(site, &lock).await;
+    for pod in ["b", "c"] {
+        site.pods().report(pod, serving(1, true)).await;
+    }
+    let (first, token) = leaders(site, 1, 0).await.remove(0);
+    site.pods().report("a", serving(1, true)).await;
+    site.pods().report(&first, json!({"phase": "Failed"})).await;
+    let (second, higher) = leaders(site, 1, token).await.remove(0);
+    assert_ne!(first, second);
+    remove_lock(site, "l").await;
+    leaders(site, 0, higher).await;
+}
+
+/// What a controller leaves that dies between Redis and etcd.
+async fn choose_without_a_word(site: &Site, lock: &DistributedLock) {
+    let pod = site.pods().api().get("a").await.expect("the pod").uid().expect("a UID");
+    let id = HolderId::new(format!("{}.{pod}.1", lock.uid().expect("a UID"))).expect("an id");
+    let wait = Wait::No;
+    let (mode, identity) = (Mode::Counted(1), "pod/a".to_owned());
+    let request = Request { id, mode, priority: 0, wait, identity, pod_uid: Some(pod) };
+    let chosen = async || {
+        let store = site.stores().get(&site.store_name()).await.ok()?;
+        let term = store.status.as_ref()?.term?;
+        let control = Control::new(site.workload(), store.uid()?, term);
+        let answer = control.claim(&site.key("l"), &request).await.ok()?.ok()?;
+        matches!(answer, Acquired::Granted(_)).then_some(())
+    };
+    wait_for("a choice is made", LIMIT, chosen).await;
+}
+
+/// The controller ends when it is asked to, and another one follows.
+async fn replica(site: &mut Site, attendant: &Attendant) {
+    short_lock(site, "a").await;
+    attendant.ask_to_end();
+    wait_for("another one works", LIMIT, async || (attendant.lives() > 1).then_some(())).await;
+    short_lock(site, "b").await;
+    let granted = site.workload().acquire(&site.key("b"), &request("direct", Wait::No)).await;
+    assert!(matches!(granted, Ok(Acquired::Granted(_))), "{granted:?}");
+}
