@@ -3,13 +3,14 @@
 
 mod attendant;
 mod tours;
+mod witness;
 
 use std::process::Command;
 
 use futures::StreamExt;
 use futures::stream;
 
-use attendant::Attendant;
+use attendant::{Attendant, Blow};
 use tours::Tour;
 
 /// Controllers that are tried at the same time: they mostly wait.
@@ -24,16 +25,10 @@ fn listed() -> Vec<String> {
     names
 }
 
-/// Every place of every failpoint.
-fn places() -> Vec<String> {
-    let only = std::env::var("LEASEHOLD_ONLY").unwrap_or_default();
-    let places = listed().into_iter().flat_map(|name| ["before", "after"].map(|side| format!("{side} {name}")));
-    places.filter(|place| place.contains(&only)).collect()
-}
-
 /// Tries each place, and panics with all that failed.
-async fn each_place(attempt: impl AsyncFn(String) -> Result<(), String>) {
-    let outcomes: Vec<(String, Result<(), String>)> = stream::iter(places())
+async fn at_each(places: impl Iterator<Item = String>, attempt: impl AsyncFn(String) -> Result<(), String>) {
+    let only = std::env::var("LEASEHOLD_ONLY").unwrap_or_default();
+    let outcomes: Vec<(String, Result<(), String>)> = stream::iter(places.filter(|place| place.contains(&only)))
         .map(|place| {
             let outcome = attempt(place.clone());
             async move { (place, outcome.await) }
@@ -49,11 +44,39 @@ async fn each_place(attempt: impl AsyncFn(String) -> Result<(), String>) {
 
 #[tokio::test]
 async fn a_controller_that_is_killed_at_any_write_is_followed_by_one_that_heals_everything() {
-    each_place(async |place| {
+    let places = listed().into_iter().flat_map(|name| ["before", "after"].map(|side| format!("{side} {name}")));
+    at_each(places, async |place| {
         let tour = Tour::past(&place);
         let (mut site, options) = tour.site().await;
-        let attendant = Attendant::kills(options, &place);
-        attendant.guide(tour, &mut site).await
+        Attendant::new(options, Blow::Kill, &place).guide(tour, &mut site).await
+    })
+    .await;
+}
+
+/// After a write is before the next one.
+fn before_each() -> impl Iterator<Item = String> {
+    listed().into_iter().map(|name| format!("before {name}"))
+}
+
+#[tokio::test]
+async fn a_leader_that_is_stopped_past_its_lease_at_any_write_does_no_harm_when_it_goes_on() {
+    at_each(before_each(), async |place| {
+        let tour = Tour::past(&place);
+        let (mut site, mut options) = tour.site().await;
+        options.election = Some(tours::ELECTION);
+        Attendant::new(options, Blow::Overtake, &place).guide(tour, &mut site).await
+    })
+    .await;
+}
+
+/// Nothing tells it that it was overtaken: what it has begun to write is written, unless Redis or the API server refuses.
+#[tokio::test]
+async fn a_controller_that_believes_itself_alone_is_refused_what_it_is_late_with() {
+    let places = before_each().filter(|place| Tour::past(place) != Tour::Replica);
+    at_each(places, async |place| {
+        let tour = Tour::past(&place);
+        let (mut site, options) = tour.site().await;
+        Attendant::new(options, Blow::Overtake, &place).guide(tour, &mut site).await
     })
     .await;
 }

@@ -21,7 +21,7 @@ use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, event
 /// How long a controller that was stopped stays so: longer than every lease here.
 pub(super) const STALL: Duration = Duration::from_millis(2500);
 /// The Lease of the leading replica, its renewal and the pause between two tries, in seconds.
-const ELECTION: (u16, u16, f64) = (2, 1, 0.3);
+pub(super) const ELECTION: (u16, u16, f64) = (2, 1, 0.3);
 
 /// A way past the writes of one loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +48,14 @@ impl Tour {
     }
 
     /// What must happen to the controller before it gets to a place.
-    pub(super) fn detour(place: &str) -> Option<&'static str> {
+    pub(super) fn detour(self, place: &str) -> Option<&'static str> {
         // Its lease is over before it is pinned.
-        place.ends_with("claim.retry").then_some("stop after claim.granted")
+        (self == Tour::Claim && place.ends_with("claim.retry")).then_some("stop after claim.granted")
+    }
+
+    /// Whether a controller that was overtaken must end: one that stood by, or whose store is gone, goes on.
+    pub(super) fn ends_loser(self) -> bool {
+        !matches!(self, Tour::Replica | Tour::Store)
     }
 
     /// Where it takes place, and with what controller.
@@ -71,10 +76,10 @@ impl Tour {
     pub(super) async fn walk(self, site: &mut Site, attendant: &Attendant) {
         site.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
         match self {
-            Tour::Store => store(site).await,
-            Tour::Lock => lock(site).await,
-            Tour::Claim => claim(site).await,
-            Tour::Election => election(site).await,
+            Tour::Store => store(site, attendant).await,
+            Tour::Lock => lock(site, attendant).await,
+            Tour::Claim => claim(site, attendant).await,
+            Tour::Election => election(site, attendant).await,
             Tour::Replica => replica(site, attendant).await,
         }
     }
@@ -103,7 +108,7 @@ async fn remove_lock(site: &Site, name: &str) {
 }
 
 /// The server's clock is set, then Redis loses everything, then the store goes.
-async fn store(site: &mut Site) {
+async fn store(site: &mut Site, attendant: &Attendant) {
     short_lock(site, "a").await;
     site.claim("c", "a", |_| {}).await;
     let token = site.token_of("c").await;
@@ -117,6 +122,8 @@ async fn store(site: &mut Site) {
     holds_still(site, "c", token).await;
     site.claim("d", "a", |_| {}).await;
     site.has_its_place("d").await;
+    holds_still(site, "c", token).await;
+    attendant.calm().await;
     holds_still(site, "c", token).await;
     remove_claim(site, "c").await;
     assert!(site.token_of("d").await > token);
@@ -149,7 +156,7 @@ async fn set_the_clock(site: &Site) {
 }
 
 /// A lock is made, changed, loses its record, is cleaned of what nobody records, and goes.
-async fn lock(site: &mut Site) {
+async fn lock(site: &mut Site, attendant: &Attendant) {
     site.ready_lock("a", |spec| spec.lease_duration_seconds = 2).await;
     site.claim("c", "a", |_| {}).await;
     let first = site.token_of("c").await;
@@ -176,13 +183,14 @@ async fn lock(site: &mut Site) {
     site.delete::<LockClaim>("d").await;
     site.claim("e", "a", |_| {}).await;
     assert!(site.token_of("e").await > second);
+    attendant.calm().await;
     remove_claim(site, "e").await;
     site.lock_is("a", "is free", |lock| !lock_condition(lock, types::HELD)).await;
     remove_lock(site, "a").await;
 }
 
 /// Claims wait, hold, give up, end and go, and a pod holds for too long.
-async fn claim(site: &mut Site) {
+async fn claim(site: &mut Site, attendant: &Attendant) {
     short_lock(site, "a").await;
     site.claim("first", "a", |_| {}).await;
     let first = site.token_of("first").await;
@@ -212,6 +220,7 @@ async fn claim(site: &mut Site) {
     finalizers_of_pod(site, json!([])).await;
     site.claim("next", "a", |_| {}).await;
     assert!(site.token_of("next").await > first);
+    attendant.calm().await;
     remove_claim(site, "next").await;
     remove_lock(site, "a").await;
 }
@@ -222,7 +231,7 @@ async fn finalizers_of_pod(site: &Site, finalizers: serde_json::Value) {
 }
 
 /// A choice that etcd never heard of, then a leader, then another one, then none.
-async fn election(site: &mut Site) {
+async fn election(site: &mut Site, attendant: &Attendant) {
     site.pods().node(site.test.name(), true).await;
     let app = "app";
     for pod in ["a", "b", "c"] {
@@ -243,6 +252,9 @@ async fn election(site: &mut Site) {
     site.pods().report(&first, json!({"phase": "Failed"})).await;
     let (second, higher) = leaders(site, 1, token).await.remove(0);
     assert_ne!(first, second);
+    attendant.calm().await;
+    let (third, token) = leaders(site, 1, token).await.remove(0);
+    assert_eq!((third, token), (second, higher));
     remove_lock(site, "l").await;
     leaders(site, 0, higher).await;
 }

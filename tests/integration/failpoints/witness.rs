@@ -1,0 +1,51 @@
+//! Watches what the API server tells, in its order: each state that it passes through was true at one time.
+
+use std::collections::BTreeSet;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, ResourceExt};
+use leasehold::api::LockClaim;
+use leasehold::api::condition::types;
+use leasehold::api::election::{LEADER, ROLE_LABEL};
+use serde::de::DeserializeOwned;
+
+use crate::controller::fixture::claim_condition;
+
+/// Returns when two pods lead at the same time, or two claims hold the same lock, which has one permit.
+pub(super) async fn never_two(pods: Api<Pod>, claims: Api<LockClaim>) -> String {
+    let leads = |pod: &Pod| pod.labels().get(ROLE_LABEL).is_some_and(|role| role == LEADER).then(|| "lead".to_owned());
+    let holds =
+        |claim: &LockClaim| claim_condition(claim, types::HELD).then(|| format!("hold {}", claim.spec.locks[0].name));
+    tokio::select! {
+        why = never_two_of(pods, leads) => why,
+        why = never_two_of(claims, holds) => why,
+    }
+}
+
+async fn never_two_of<K>(api: Api<K>, does: impl Fn(&K) -> Option<String>) -> String
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
+    let mut events = watcher(api, watcher::Config::default()).boxed();
+    let mut doing = BTreeSet::new();
+    loop {
+        let (name, now) = match events.next().await {
+            Some(Ok(Event::Init)) => {
+                doing.clear();
+                continue;
+            }
+            Some(Ok(Event::InitApply(object) | Event::Apply(object))) => (object.name_any(), does(&object)),
+            Some(Ok(Event::Delete(object))) => (object.name_any(), None),
+            Some(Ok(Event::InitDone) | Err(_)) => continue,
+            None => return "the watch has ended".to_owned(),
+        };
+        doing.retain(|(_, other)| *other != name);
+        doing.extend(now.map(|what| (what, name)));
+        let all: Vec<_> = doing.iter().collect();
+        if let Some(two) = all.windows(2).find(|two| two[0].0 == two[1].0) {
+            return format!("at the same time {} and {} {}", two[0].1, two[1].1, two[0].0);
+        }
+    }
+}
