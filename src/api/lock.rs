@@ -160,7 +160,7 @@ pub struct DistributedLockStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub election: Option<ElectionStatus>,
     /// Ready: accepted, and its store is reachable; a free lock is Ready. Held: somebody holds it. Provisioned: it has
-    /// a record in Redis.
+    /// a record in Redis. HolderUnreachable: a pod that holds it is on a node that can't be asked whether it still runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

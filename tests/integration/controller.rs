@@ -8,3 +8,4 @@ mod pods;
 mod recovery;
 mod replicas;
 mod stores;
+mod unreachable;

@@ -29,7 +29,8 @@ use kube::{Api, ResourceExt};
 use tracing::debug;
 
 use super::fate::Fate;
-use super::pods::Follower;
+use super::nodes::Reach;
+use super::pods::{Follower, Holder};
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
@@ -201,18 +202,22 @@ impl Look {
         let mut facts = Facts {
             store: if lock_leaves { Store::NoLock } else { store },
             pod: None,
-            node_ready: false,
+            reach: Reach::Unknown,
+            forced: None,
             policy: lock.as_ref().map_or(NodeUnreachablePolicy::Keep, |lock| lock.spec.node_unreachable_policy),
             max_hold: bounds.into_iter().flatten().min(),
             now: Timestamp::now(),
         };
-        if let Some(holder) = claim.spec.holder_ref.as_ref().filter(|_| plan::stage(&claim) != Stage::Finished) {
-            let fate = ctx.pods.fate(&namespace, holder, Follower::Claim(me.clone())).await?;
-            if let Fate::Vanished { settled_in: Duration::ZERO, node } = &fate {
-                let known = claim.status.as_ref().and_then(|status| status.node_name.clone());
-                facts.node_ready = ctx.pods.node_ready(node.clone().or(known)).await?;
+        let (stage, follower) = (plan::stage(&claim), Follower::Claim(me.clone()));
+        match &claim.spec.holder_ref {
+            None => {}
+            Some(_) if stage == Stage::Finished => {}
+            Some(holder) if matches!(stage, Stage::Granted | Stage::Told) => {
+                let known = claim.status.as_ref().and_then(|status| status.node_name.as_deref());
+                let Holder { fate, reach, .. } = ctx.pods.holder(&key, holder, known, follower).await?;
+                (facts.pod, facts.reach) = (Some(fate), reach);
             }
-            facts.pod = Some(fate);
+            Some(holder) => facts.pod = Some(ctx.pods.fate(&namespace, holder, follower).await?),
         }
         Ok(Some(Self { ctx: ctx.clone(), claim, me, key, id, lock, open, facts }))
     }

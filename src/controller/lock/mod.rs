@@ -5,6 +5,7 @@ mod plan;
 mod record;
 mod report;
 mod status;
+mod unreachable;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -43,6 +44,10 @@ pub(super) struct Memory {
     lowered: Option<Instant>,
     /// Since when leaders are not Ready, by the UIDs of their pods.
     pub(super) not_ready: HashMap<String, Instant>,
+    /// The token that a person takes from its holder, and who and why, once that is found to be allowed.
+    pub(super) forced: Option<(i64, String)>,
+    /// How many pods that hold it can't be asked, as the metric has it.
+    pub(super) unreachable: i64,
     /// The epoch in which the record was first missed.
     missed_in: Option<Epoch>,
     /// This process has just written to etcd that there will be a record, and has not yet asked Redis for it: a

@@ -14,15 +14,15 @@ use serde_json::json;
 use super::fixture::{Fixture, a_while, lock_reason, request};
 use crate::support::{LIMIT, containers_terminated, serving, wait_for};
 
-fn among(app: &str) -> impl Fn(&mut DistributedLockSpec) {
+pub(super) fn among(app: &str) -> impl Fn(&mut DistributedLockSpec) {
     let match_labels = [("app".to_owned(), app.to_owned())].into();
     let selector = LabelSelector { match_labels, match_expressions: Vec::new() };
     move |spec| spec.election = Some(ElectionSpec { selector: selector.clone(), failover_after_seconds: 1 })
 }
 
 /// Pods a, b and c of `app`, all Ready, on a Ready node.
-struct Stage {
-    f: Fixture,
+pub(super) struct Stage {
+    pub(super) f: Fixture,
 }
 
 impl Stage {
@@ -38,12 +38,26 @@ impl Stage {
         Self { f }
     }
 
+    /// As `new`, each pod on a node of its own.
+    pub(super) async fn apart() -> Self {
+        let stage = Self { f: Fixture::new().await };
+        for pod in ["a", "b", "c"] {
+            stage.f.pods().node(&stage.node_of(pod), true).await;
+            stage.f.pods().serve(pod, "app", &stage.node_of(pod)).await;
+        }
+        stage
+    }
+
+    pub(super) fn node_of(&self, pod: &str) -> String {
+        format!("{}-{pod}", self.f.test.name())
+    }
+
     async fn pods(&self) -> Vec<Pod> {
         self.f.pods().api().list(&ListParams::default()).await.expect("a list").items
     }
 
     /// Name and token of each pod with the leader's label.
-    async fn leading(&self) -> Vec<(String, i64)> {
+    pub(super) async fn leading(&self) -> Vec<(String, i64)> {
         let pods = self.pods().await;
         let leading = pods.iter().filter(|pod| pod.labels().get(ROLE_LABEL).is_some_and(|role| role == LEADER));
         leading.map(|pod| (pod.name_any(), pod.annotations()[FENCING_TOKEN].parse().expect("a token"))).collect()
@@ -56,11 +70,11 @@ impl Stage {
         wait_for(&format!("{count} pods lead with tokens above {before}"), LIMIT, ask).await
     }
 
-    async fn leader(&self, before: i64) -> (String, i64) {
+    pub(super) async fn leader(&self, before: i64) -> (String, i64) {
         self.leaders(1, before).await.remove(0)
     }
 
-    async fn holder_is(&self, lock: &str, pod: &str, token: i64) {
+    pub(super) async fn holder_is(&self, lock: &str, pod: &str, token: i64) {
         let identity = format!("pod/{pod}");
         let shown = |lock: &DistributedLock| {
             let status = lock.status.as_ref();
