@@ -10,6 +10,7 @@
 mod claim;
 pub mod condition;
 pub mod election;
+pub mod force_release;
 mod lock;
 mod schema;
 mod selector;

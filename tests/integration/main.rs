@@ -7,6 +7,7 @@ mod controller;
 mod crds;
 mod demo;
 mod layering;
+mod policies;
 mod protocol;
 #[path = "../support/mod.rs"]
 mod support;

@@ -107,6 +107,14 @@ fn request(claim: &LockClaim, now: Timestamp) -> Option<Request> {
     })
 }
 
+/// Whether the claim holds this lock with this token, as etcd has it, or is giving it back.
+pub(super) fn holds_with(claim: &LockClaim, lock: &LockKey, token: i64) -> bool {
+    let here = claim.namespace().as_deref() == Some(lock.namespace());
+    let asks = claim.spec.locks.iter().any(|asked| asked.name == lock.name());
+    let holds = matches!(plan::stage(claim), Stage::Granted | Stage::Told | Stage::Releasing);
+    here && asks && holds && plan::recorded_token(claim).is_some_and(|recorded| recorded.get() == token)
+}
+
 /// The UID of the claim that made this id.
 pub(super) fn claim_of_id(id: &HolderId) -> Option<&str> {
     id.as_str().rsplit_once('.').map(|(uid, _)| uid)
@@ -142,6 +150,13 @@ pub(super) async fn reconcile(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Resul
         }
     }
     Ok(Action::requeue(SOON))
+}
+
+/// Who takes the hold of this claim by force, and why.
+fn forced(ctx: &Context, claim: &LockClaim, lock: Option<&DistributedLock>, key: &LockKey) -> Option<String> {
+    lock.and_then(DistributedLock::force_release)?;
+    let (token, message) = ctx.with_memory(key, |memory| memory.forced.clone())?;
+    holds_with(claim, key, token).then_some(message)
 }
 
 /// What a step means for a place in the line; asking in Redis decides it by the answer.
@@ -208,6 +223,7 @@ impl Look {
             max_hold: bounds.into_iter().flatten().min(),
             now: Timestamp::now(),
         };
+        facts.forced = forced(ctx, &claim, lock.as_deref(), &key);
         let (stage, follower) = (plan::stage(&claim), Follower::Claim(me.clone()));
         match &claim.spec.holder_ref {
             None => {}

@@ -40,6 +40,7 @@ use super::renewals::Kept;
 use super::stores::OpenStore;
 use super::writes::{api_of, is_conflict, is_not_found, patch_metadata, replace_status};
 use super::{Context, Error};
+use crate::api::condition::reasons;
 use crate::api::election::{ELECTED_BY, FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY, TERM};
 use crate::api::{DistributedLock, ElectedLeader, HolderKind, HolderRef};
 use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Renewed, Request, Wait};
@@ -253,7 +254,10 @@ impl<'a> Election<'a> {
                 let token = self.record(pod).map(|leader| leader.fencing_token.to_string());
                 let annotations = json!({ FENCING_TOKEN: null, RELEASED_TOKEN: token });
                 let next = self.mark(pod, STANDBY, annotations).await?;
-                self.ctx.events.normal(&self.lock, reason, "Release", message.clone()).await;
+                // Of a force-release the lock has its Event already.
+                if *reason != reasons::FORCE_RELEASED {
+                    self.ctx.events.normal(&self.lock, reason, "Release", message.clone()).await;
+                }
                 Ok(next)
             }
             Step::Release { pod, message } => {

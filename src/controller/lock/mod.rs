@@ -1,6 +1,7 @@
 //! The loop of `DistributedLock`: observe, plan, apply, report.
 
 mod delete;
+mod force;
 mod plan;
 mod record;
 mod report;
@@ -23,6 +24,7 @@ use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::lease::{Epoch, LockKey};
 use crate::store::{Due, Inspection};
+use force::Heeded;
 use plan::Step;
 use record::{apply, free_orphans, lower_longest, recover, remember, wake_offered};
 use report::report;
@@ -190,9 +192,14 @@ async fn settle(
     if plan::epoch_runs_out(record.last, open.epoch) {
         ctx.stores.outgrow(lock.store_name(), open.epoch);
     }
+    let mut within = match force::heed(ctx, lock, key, open, &record).await? {
+        Heeded::Written => return Ok(Action::await_change()),
+        Heeded::Taking => SOON,
+        Heeded::Nothing => SLOW_LOOK,
+    };
     wake_offered(ctx, &record);
     free_orphans(ctx, lock, key, open, &record).await?;
-    let (mut lock, mut readiness, mut elected_within) = (lock.clone(), readiness(&record), SLOW_LOOK);
+    let (mut lock, mut readiness) = (lock.clone(), readiness(&record));
     if election::concerns(&lock) {
         let elected = election::elect(ctx, &lock, key, open).await?;
         if elected.lock.resource_version() != lock.resource_version() {
@@ -202,7 +209,7 @@ async fn settle(
             let message = format!("the pod {pod} is elected by the lock {other}: let their selectors differ");
             readiness = Readiness::not(reasons::ROLE_LABEL_CONFLICT, message);
         }
-        (lock, elected_within) = (elected.lock, elected.within.unwrap_or(SLOW_LOOK));
+        (lock, within) = (elected.lock, elected.within.unwrap_or(SLOW_LOOK).min(within));
     } else {
         ctx.forget_election(key);
     }
@@ -212,7 +219,7 @@ async fn settle(
         Due::In(time) => time.max(Duration::from_millis(1)),
         Due::Nothing | Due::Unprovisioned => SLOW_LOOK,
     };
-    Ok(Action::requeue(next.min(report).min(elected_within)))
+    Ok(Action::requeue(next.min(report).min(within)))
 }
 
 fn readiness(record: &Inspection) -> Readiness {
