@@ -72,8 +72,8 @@ pub struct DistributedLockSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub election: Option<ElectionSpec>,
     /// What becomes of a hold of a pod whose node can't be reached, so that nobody knows whether the pod still runs.
-    /// Keep: it stays held until the node is back or the pod is known to have ended. Release: it is freed, and two may
-    /// believe to hold it. Default: Keep.
+    /// Keep: it stays held until the node is back, the pod is known to have ended, or is terminating on a node that is
+    /// tainted node.kubernetes.io/out-of-service. Release: it is freed at once, and two may believe to hold it. Default: Keep.
     #[serde(default)]
     pub node_unreachable_policy: NodeUnreachablePolicy,
     /// The longest time in seconds that one hold may last, renewed or not. Absent: no limit.

@@ -25,6 +25,13 @@ async fn apply(test: &TestNamespace, file: &str) {
     test.kubectl_apply(&manifest).await.expect("the policies are accepted");
 }
 
+#[tokio::test]
+async fn the_policies_are_accepted_as_they_stand() {
+    let test = TestNamespace::new().await;
+    let accepted = test.kubectl(&format!("apply --dry-run=server -f {FOLDER}")).await.expect("they are accepted");
+    assert_eq!(accepted.lines().count(), 8, "four policies, each with its binding:\n{accepted}");
+}
+
 /// Applies the policies on force-release, and waits until they are in force.
 pub(crate) async fn apply_force_release(test: &TestNamespace) {
     apply(test, "force-release.yaml").await;
