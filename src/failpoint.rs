@@ -162,6 +162,11 @@ failpoints! {
     /// A choice that etcd never heard of is freed.
     ElectionFreeStray = "election.free-stray",
 
+    /// A direct hold is taken by force.
+    ForceFree = "force.free",
+    /// The annotations of a force-release that is over, or refused, go.
+    ForceForget = "force.forget",
+
     /// Delegated holds are renewed.
     HoldsRenew = "holds.renew",
 }

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub status_writes: Counter,
     /// Renewals of delegated holds.
     pub renewals: RenewalCounters,
+    /// Pods that hold and can't be asked whether they still run.
+    pub holders_unreachable: Gauge<i64, AtomicI64>,
 }
 
 impl Metrics {
@@ -75,10 +77,22 @@ impl Metrics {
         registry.register("store_ready", "1 while the gate of a LockStore is open for this controller", stores.clone());
         registry.register("status_writes", "Statuses written to the API server", status_writes.clone());
         registry.register("renewals", "Renewals of delegated holds, by result", renewals.clone());
+        let holders_unreachable = Gauge::default();
+        let help = "Pods that hold a lock on a node that can't be asked whether they still run";
+        registry.register("holders_unreachable", help, holders_unreachable.clone());
         let counter = |result| renewals.get_or_create(&RenewalResult { result }).clone();
         let renewals =
             RenewalCounters { renewed: counter("renewed"), missing: counter("missing"), failed: counter("failed") };
-        Arc::new(Self { registry: root, leads, reconciles, failures, stores, status_writes, renewals })
+        Arc::new(Self {
+            registry: root,
+            leads,
+            reconciles,
+            failures,
+            stores,
+            status_writes,
+            renewals,
+            holders_unreachable,
+        })
     }
 
     /// This replica leads, or stands by.

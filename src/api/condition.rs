@@ -18,6 +18,8 @@ pub mod types {
     pub const HELD: &str = "Held";
     /// The lock has had a record in Redis: a record that is missing now was lost.
     pub const PROVISIONED: &str = "Provisioned";
+    /// A pod that holds the lock can't be asked whether it still runs.
+    pub const HOLDER_UNREACHABLE: &str = "HolderUnreachable";
     /// The claim has ended and will not hold again.
     pub const FINISHED: &str = "Finished";
     /// Redis lost data or was replaced; grants wait until no lease of before can still be believed.
@@ -126,8 +128,16 @@ pub mod reasons {
     pub const RELEASED: &str = "Released";
     /// The pod that it holds for has ended.
     pub const HOLDER_ENDED: &str = "HolderEnded";
-    /// The pod that it holds for is gone, and its node can't be asked whether it still runs.
+    /// The node of the pod that holds can't be asked whether that still runs.
     pub const HOLDER_UNREACHABLE: &str = "HolderUnreachable";
+    /// The nodes of all pods that hold can be asked.
+    pub const HOLDERS_REACHABLE: &str = "HoldersReachable";
+    /// A person has taken the hold.
+    pub const FORCE_RELEASED: &str = "ForceReleased";
+    /// A force-release names a fencing token that holds nothing.
+    pub const NOTHING_TO_RELEASE: &str = "NothingToRelease";
+    /// A policy that has to stand before a force-release is heeded isn't in force.
+    pub const POLICY_MISSING: &str = "PolicyMissing";
     /// A container of the leader has ended: whoever leads now is another.
     pub const HOLDER_RESTARTED: &str = "HolderRestarted";
     /// The leader has not been Ready for failoverAfterSeconds.

@@ -73,6 +73,10 @@ pub struct ElectedLeader {
     #[serde(rename = "podUID")]
     #[schemars(length(min = 1, max = 64))]
     pub pod_uid: String,
+    /// Its node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node_name: Option<String>,
     /// The number of the choice.
     #[schemars(range(min = 0, max = MAX_SAFE))]
     pub attempt: i64,

@@ -72,8 +72,8 @@ pub struct DistributedLockSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub election: Option<ElectionSpec>,
     /// What becomes of a hold of a pod whose node can't be reached, so that nobody knows whether the pod still runs.
-    /// Keep: it stays held until the node is back or the pod is known to have ended. Release: it is freed, and two may
-    /// believe to hold it. Default: Keep.
+    /// Keep: it stays held until the node is back, the pod is known to have ended, or is terminating on a node that is
+    /// tainted node.kubernetes.io/out-of-service. Release: it is freed at once, and two may believe to hold it. Default: Keep.
     #[serde(default)]
     pub node_unreachable_policy: NodeUnreachablePolicy,
     /// The longest time in seconds that one hold may last, renewed or not. Absent: no limit.
@@ -160,7 +160,7 @@ pub struct DistributedLockStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub election: Option<ElectionStatus>,
     /// Ready: accepted, and its store is reachable; a free lock is Ready. Held: somebody holds it. Provisioned: it has
-    /// a record in Redis.
+    /// a record in Redis. HolderUnreachable: a pod that holds it is on a node that can't be asked whether it still runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

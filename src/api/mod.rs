@@ -10,6 +10,7 @@
 mod claim;
 pub mod condition;
 pub mod election;
+pub mod force_release;
 mod lock;
 mod schema;
 mod selector;
@@ -56,7 +57,10 @@ const MAX_SECONDS: i32 = 31_536_000;
 /// a controller has looked.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let store = Shape { optional_spec: false, conditions: &[types::READY, types::RECOVERING] };
-    let lock = Shape { optional_spec: true, conditions: &[types::READY, types::HELD, types::PROVISIONED] };
+    let lock = Shape {
+        optional_spec: true,
+        conditions: &[types::READY, types::HELD, types::PROVISIONED, types::HOLDER_UNREACHABLE],
+    };
     let claim = Shape { optional_spec: false, conditions: &[types::HELD, types::FINISHED] };
     vec![store.finish(LockStore::crd()), lock.finish(DistributedLock::crd()), claim.finish(LockClaim::crd())]
 }

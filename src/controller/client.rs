@@ -53,7 +53,8 @@ mod guard {
 
         /// The answer is waited for in the task that writes, and only there it is known by what name.
         fn call(&mut self, request: Request<B>) -> Self::Future {
-            let is_read = request.method() == Method::GET;
+            let is_dry = request.uri().query().is_some_and(|query| query.contains("dryRun=All"));
+            let is_read = request.method() == Method::GET || is_dry;
             let what = format!("{} {}", request.method(), request.uri().path());
             let answer = self.0.call(request);
             async move {

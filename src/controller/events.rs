@@ -10,6 +10,9 @@ use tracing::warn;
 use crate::api::{LockClaim, LockStore};
 use crate::failpoint::{Failpoint, around};
 
+/// The longest note that the API server takes, in bytes.
+const MAX_NOTE: usize = 1024;
+
 /// Publishes Events; a failure is logged, for nothing depends on one.
 #[derive(Clone)]
 pub(super) struct Events(Arc<Recorder>);
@@ -37,7 +40,10 @@ impl Events {
         self.publish(EventType::Warning, &on.object_ref(&()), reason, action, note).await;
     }
 
-    async fn publish(&self, type_: EventType, on: &ObjectReference, reason: &str, action: &str, note: String) {
+    async fn publish(&self, type_: EventType, on: &ObjectReference, reason: &str, action: &str, mut note: String) {
+        while note.len() > MAX_NOTE {
+            note.pop();
+        }
         let event = Event { type_, reason: reason.into(), note: Some(note), action: action.into(), secondary: None };
         if let Err(error) = around(point(on), self.0.publish(&event, on)).await {
             warn!(reason, %error, "an Event was not recorded");

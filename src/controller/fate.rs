@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 
+use super::nodes::Reach;
+
 /// After its grace period, a pod that is gone without evidence is believed to have ended so long later, where its
 /// node is Ready: the kubelet has had the time to stop it.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -31,10 +33,18 @@ pub(super) enum Fate {
     },
 }
 
-/// Judges from the pod as last seen, and since when it is absent.
-pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>) -> Fate {
+/// Judges from the pod as last seen, since when it is absent, and what is known of its node.
+pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>, reach: Reach) -> Fate {
     if let Some(evidence) = last.and_then(evidence) {
         return Fate::Ended(evidence);
+    }
+    if reach == Reach::OutOfService {
+        let terminating = last.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
+        match (absent_for.is_some(), terminating) {
+            (true, _) => return Fate::Ended("it is gone and its node is out of service"),
+            (false, true) => return Fate::Ended("it is terminating and its node is out of service"),
+            (false, false) => {}
+        }
     }
     let node = last.and_then(|pod| pod.spec.as_ref()).and_then(|spec| spec.node_name.clone());
     match (last, absent_for) {
@@ -91,7 +101,7 @@ mod tests {
     }
 
     fn fate(pod: &Pod, absent: Option<u64>) -> Fate {
-        judge(Some(pod), absent.map(Duration::from_secs))
+        judge(Some(pod), absent.map(Duration::from_secs), Reach::Unknown)
     }
 
     #[test]
@@ -109,8 +119,8 @@ mod tests {
         assert_eq!(fate(&running, Some(0)), Fate::Vanished { settled_in: Duration::from_secs(60), node: node.clone() });
         assert_eq!(fate(&running, Some(100)), Fate::Vanished { settled_in: Duration::ZERO, node });
         let unseen = Fate::Vanished { settled_in: Duration::from_secs(60), node: None };
-        assert_eq!(judge(None, Some(Duration::ZERO)), unseen);
-        assert_eq!(judge(None, None), Fate::Unknown);
+        assert_eq!(judge(None, Some(Duration::ZERO), Reach::Ready), unseen);
+        assert_eq!(judge(None, None, Reach::Unknown), Fate::Unknown);
     }
 
     #[test]
@@ -118,6 +128,18 @@ mod tests {
         let pending = pod("Always", "Pending", &[], None);
         assert_eq!(fate(&pending, None), Fate::Alive { node: None });
         assert!(matches!(fate(&pending, Some(0)), Fate::Ended(_)));
+    }
+
+    #[test]
+    fn a_node_out_of_service_ends_pods_that_are_terminating_or_gone_and_no_other() {
+        let mut running = pod("Always", "Running", &[false], Some("n"));
+        assert!(matches!(judge(Some(&running), None, Reach::OutOfService), Fate::Alive { .. }), "it tolerates that");
+        assert!(matches!(judge(Some(&running), Some(Duration::ZERO), Reach::OutOfService), Fate::Ended(_)));
+        assert!(matches!(judge(None, Some(Duration::ZERO), Reach::OutOfService), Fate::Ended(_)));
+        running.metadata.deletion_timestamp = Some(crate::api::time::seconds(jiff::Timestamp::UNIX_EPOCH));
+        assert!(matches!(judge(Some(&running), None, Reach::OutOfService), Fate::Ended(_)));
+        let unreachable = judge(Some(&running), None, Reach::Unreachable("does not report"));
+        assert!(matches!(unreachable, Fate::Alive { .. }));
     }
 
     #[test]

@@ -12,10 +12,12 @@ mod events;
 mod fate;
 mod leadership;
 mod lock;
+mod nodes;
 mod pods;
 mod renewals;
 mod store;
 mod stores;
+mod watched;
 mod writes;
 
 use std::collections::HashMap;
@@ -172,7 +174,8 @@ impl Context {
     }
 
     fn forget_lock(&self, key: &LockKey) {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let memory = self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.metrics.holders_unreachable.dec_by(memory.map_or(0, |memory| memory.unreachable));
         self.forget_election(key);
     }
 

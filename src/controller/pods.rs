@@ -1,19 +1,19 @@
-//! The pods that hold: each watched by itself, while somebody follows it.
+//! The pods that hold: each watched by itself, while somebody follows it, with its node while it holds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::task::AbortHandle;
 
 use super::fate::{self, Fate};
-use super::{Triggers, watch_backoff};
+use super::nodes::{Nodes, Reach, WatchedNode};
+use super::{Triggers, watched};
 use crate::api::{DistributedLock, HolderRef, LockClaim};
+use crate::lease::LockKey;
 
 /// Namespace, name and UID: a pod of the same name with another UID is another pod.
 type Key = (String, String, String);
@@ -29,6 +29,12 @@ struct Sighting {
     absent_since: Option<Instant>,
 }
 
+impl Sighting {
+    fn absent_for(&self) -> Option<Duration> {
+        self.absent_since.map(|since| since.elapsed())
+    }
+}
+
 /// Who wants to know what becomes of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Follower {
@@ -38,10 +44,30 @@ pub(super) enum Follower {
     Lock(ObjectRef<DistributedLock>),
 }
 
+/// A pod that holds, and where.
+struct Holding {
+    lock: LockKey,
+    node: Option<(String, Arc<WatchedNode>)>,
+    /// Where no node is known, what that means.
+    without_node: Reach,
+}
+
+impl Holding {
+    fn reach(&self) -> Reach {
+        self.node.as_ref().map_or(self.without_node, |(_, node)| node.reach())
+    }
+
+    fn is_on(&self, node: &str) -> bool {
+        self.node.as_ref().is_some_and(|(name, _)| name == node)
+    }
+}
+
 struct Watched {
     sighting: Sighting,
     followers: Vec<Follower>,
     task: AbortHandle,
+    /// What it holds and where, while it does.
+    holding: Option<Holding>,
 }
 
 impl Drop for Watched {
@@ -50,18 +76,29 @@ impl Drop for Watched {
     }
 }
 
+/// What is known of a pod that holds.
+#[derive(Debug, Clone)]
+pub(super) struct Holder {
+    pub(super) fate: Fate,
+    /// Its node, once it has one.
+    pub(super) node: Option<String>,
+    /// Whether what runs on that can be known.
+    pub(super) reach: Reach,
+}
+
 /// The watched pods. A watch ends with its last follower.
 #[derive(Clone)]
 pub(super) struct Pods {
     client: Client,
     triggers: Triggers,
+    nodes: Arc<Nodes>,
     watched: Arc<Mutex<HashMap<Key, Watched>>>,
 }
 
 impl Pods {
     /// Nothing is watched yet.
     pub(super) fn new(client: Client, triggers: Triggers) -> Self {
-        Self { client, triggers, watched: Arc::default() }
+        Self { nodes: Arc::new(Nodes::new(client.clone())), client, triggers, watched: Arc::default() }
     }
 
     /// What became of a pod; from now on its changes trigger the follower. Absence is believed only from a quorum,
@@ -70,28 +107,96 @@ impl Pods {
     /// # Errors
     /// What the API server or the connection says.
     pub(super) async fn fate(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> kube::Result<Fate> {
-        let seen = self.sighting(namespace, holder, follower);
-        let absent_for = seen.absent_since.map(|since| since.elapsed());
-        if seen.listed && absent_for.is_some() {
-            let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-            let there = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
-            if let Some(pod) = there {
-                return Ok(fate::judge(Some(&pod), None));
-            }
-        }
-        Ok(fate::judge(seen.last.as_deref(), absent_for))
+        let seen = self.look(namespace, holder, follower).await?;
+        Ok(fate::judge(seen.last.as_deref(), seen.absent_for(), Reach::Unknown))
     }
 
-    /// Whether a node is there and Ready.
+    /// What became of a pod that holds this lock, and of its node; from now on the changes of either trigger the follower,
+    /// and those of the node the lock, too. A pod that is gone was on `node`, if nothing else is known.
     ///
     /// # Errors
     /// What the API server or the connection says.
-    pub(super) async fn node_ready(&self, node: Option<String>) -> kube::Result<bool> {
-        let Some(name) = node else { return Ok(false) };
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let conditions = nodes.get_opt(&name).await?.and_then(|node| node.status).and_then(|status| status.conditions);
-        let ready = |condition: &NodeCondition| condition.type_ == "Ready" && condition.status == "True";
-        Ok(conditions.unwrap_or_default().iter().any(ready))
+    pub(super) async fn holder(
+        &self,
+        lock: &LockKey,
+        holder: &HolderRef,
+        node: Option<&str>,
+        follower: Follower,
+    ) -> kube::Result<Holder> {
+        let seen = self.look(lock.namespace(), holder, follower).await?;
+        let bound = seen.last.as_ref().map(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()));
+        let node = bound.unwrap_or_else(|| node.map(str::to_owned));
+        let without_node = match (&seen.last, seen.absent_since) {
+            (_, Some(_)) => Reach::Unreachable("is not known"),
+            (Some(_), None) => Reach::Unbound,
+            (None, None) => Reach::Unknown,
+        };
+        let reach = self.hold_on(lock, holder, node.as_deref(), without_node);
+        Ok(Holder { fate: fate::judge(seen.last.as_deref(), seen.absent_for(), reach), node, reach })
+    }
+
+    /// Where a pod that holds runs, and whether what runs there can be known; `None`: nobody has looked yet.
+    pub(super) fn reach(&self, namespace: &str, name: &str, uid: &str) -> Option<(Option<String>, Reach)> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = watched.get(&(namespace.to_owned(), name.to_owned(), uid.to_owned()))?;
+        let holding = entry.holding.as_ref()?;
+        Some((holding.node.as_ref().map(|(name, _)| name.clone()), holding.reach()))
+    }
+
+    /// The nodes, for who asks about one that no holder is on.
+    pub(super) fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    /// The pod as it is now. One that seems to be gone is asked for.
+    async fn look(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> kube::Result<Sighting> {
+        let mut seen = self.sighting(namespace, holder, follower);
+        if seen.listed && seen.absent_since.is_some() {
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+            let there = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
+            if let Some(pod) = there {
+                (seen.last, seen.absent_since) = (Some(Arc::new(pod)), None);
+            }
+        }
+        Ok(seen)
+    }
+
+    /// From now on the node of a pod that holds is followed, if it has one.
+    fn hold_on(&self, lock: &LockKey, holder: &HolderRef, node: Option<&str>, without_node: Reach) -> Reach {
+        let node = node.map(|node| {
+            let (pods, name) = (self.clone(), node.to_owned());
+            (node.to_owned(), self.nodes.follow(node, move || pods.node_changed(&name)))
+        });
+        let holding = Holding { lock: lock.clone(), node, without_node };
+        let key = (lock.namespace().to_owned(), holder.name.clone(), holder.uid.clone());
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody follows it any more.
+        let Some(entry) = watched.get_mut(&key) else { return holding.reach() };
+        // Read under the lock: a change from here on finds the holder, and triggers.
+        let reach = holding.reach();
+        let before = entry.holding.replace(holding).map(|holding| holding.reach());
+        if before != Some(reach) {
+            self.triggers.lock(ObjectRef::new(lock.name()).within(lock.namespace()));
+        }
+        reach
+    }
+
+    fn node_changed(&self, node: &str) {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in watched.values() {
+            let Some(holding) = entry.holding.as_ref().filter(|holding| holding.is_on(node)) else { continue };
+            self.triggers.lock(ObjectRef::new(holding.lock.name()).within(holding.lock.namespace()));
+            self.tell(&entry.followers);
+        }
+    }
+
+    fn tell(&self, followers: &[Follower]) {
+        for follower in followers {
+            match follower {
+                Follower::Claim(claim) => self.triggers.claim(claim.clone()),
+                Follower::Lock(lock) => self.triggers.lock(lock.clone()),
+            }
+        }
     }
 
     fn sighting(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> Sighting {
@@ -101,6 +206,7 @@ impl Pods {
             sighting: Sighting::default(),
             followers: Vec::new(),
             task: tokio::spawn(self.clone().watch(key.clone())).abort_handle(),
+            holding: None,
         });
         // A watch never ends by itself; one that has died is begun again.
         if entry.task.is_finished() {
@@ -132,31 +238,9 @@ impl Pods {
         });
     }
 
-    /// Follows one name until aborted. The watcher itself lists again and backs off after errors; should it
-    /// ever end, it is started again.
     async fn watch(self, key: Key) {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.0);
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1));
-        loop {
-            let mut events = watcher(api.clone(), config.clone()).backoff(watch_backoff()).boxed();
-            let mut listed = None;
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(watcher::Event::Init) => listed = None,
-                    Ok(watcher::Event::InitApply(pod)) => listed = Some(pod),
-                    Ok(watcher::Event::InitDone) => self.see(&key, listed.take()),
-                    Ok(watcher::Event::Apply(pod)) => self.see(&key, Some(pod)),
-                    Ok(watcher::Event::Delete(pod)) => {
-                        self.see(&key, Some(pod));
-                        self.see(&key, None);
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, pod = key.1, "the watch of a pod was interrupted")
-                    }
-                }
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+        watched::follow(api, &key.1, |pod| self.see(&key, pod)).await;
     }
 
     fn see(&self, key: &Key, pod: Option<Pod>) {
@@ -174,11 +258,6 @@ impl Pods {
                 entry.sighting.absent_since.get_or_insert_with(Instant::now);
             }
         }
-        for follower in &entry.followers {
-            match follower {
-                Follower::Claim(claim) => self.triggers.claim(claim.clone()),
-                Follower::Lock(lock) => self.triggers.lock(lock.clone()),
-            }
-        }
+        self.tell(&entry.followers);
     }
 }

@@ -3,8 +3,10 @@
 mod claims;
 pub(crate) mod elections;
 pub(crate) mod fixture;
+mod force_release;
 mod locks;
 mod pods;
 pub(crate) mod recovery;
 mod replicas;
 mod stores;
+mod unreachable;

@@ -8,6 +8,7 @@ mod crds;
 mod demo;
 mod failpoints;
 mod layering;
+mod policies;
 mod protocol;
 #[path = "../support/mod.rs"]
 mod support;

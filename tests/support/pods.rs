@@ -88,9 +88,31 @@ impl PodActor {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
         let node: Node = serde_json::from_value(node).expect("a node");
         self.nodes.create(&PostParams::default(), &node).await.expect("the node is accepted");
-        let status = if ready { "True" } else { "Unknown" };
+        self.node_is_ready(name, if ready { "True" } else { "Unknown" }).await;
+    }
+
+    /// What the node controller or the kubelet says of a node: True, False, or Unknown when it doesn't report.
+    pub(crate) async fn node_is_ready(&self, name: &str, status: &str) {
         let condition = json!({"type": "Ready", "status": status, "reason": "Test", "message": ""});
         let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
         self.nodes.patch_status(name, &PatchParams::default(), &patch).await.expect("its status is accepted");
+    }
+
+    /// What people do who have made sure that a node is off.
+    pub(crate) async fn node_is_out_of_service(&self, name: &str) {
+        let taint = json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"});
+        let patch = Patch::Strategic(json!({"spec": {"taints": [taint]}}));
+        self.nodes.patch(name, &PatchParams::default(), &patch).await.expect("the taint is accepted");
+    }
+
+    /// A node is no more.
+    pub(crate) async fn delete_node(&self, name: &str) {
+        self.nodes.delete(name, &DeleteParams::default()).await.expect("deleted");
+    }
+
+    /// Deletes it as people do: it is terminating until a kubelet says that it has ended.
+    pub(crate) async fn delete_gently(&self, name: &str) {
+        let params = DeleteParams { grace_period_seconds: Some(30), ..DeleteParams::default() };
+        self.api.delete(name, &params).await.expect("deleted");
     }
 }

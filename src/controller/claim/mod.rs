@@ -29,7 +29,8 @@ use kube::{Api, ResourceExt};
 use tracing::debug;
 
 use super::fate::Fate;
-use super::pods::Follower;
+use super::nodes::Reach;
+use super::pods::{Follower, Holder};
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
@@ -107,6 +108,14 @@ fn request(claim: &LockClaim, now: Timestamp) -> Option<Request> {
     })
 }
 
+/// Whether the claim holds this lock with this token, as etcd has it, or is giving it back.
+pub(super) fn holds_with(claim: &LockClaim, lock: &LockKey, token: i64) -> bool {
+    let here = claim.namespace().as_deref() == Some(lock.namespace());
+    let asks = claim.spec.locks.iter().any(|asked| asked.name == lock.name());
+    let holds = matches!(plan::stage(claim), Stage::Granted | Stage::Told | Stage::Releasing);
+    here && asks && holds && plan::recorded_token(claim).is_some_and(|recorded| recorded.get() == token)
+}
+
 /// The UID of the claim that made this id.
 pub(super) fn claim_of_id(id: &HolderId) -> Option<&str> {
     id.as_str().rsplit_once('.').map(|(uid, _)| uid)
@@ -142,6 +151,13 @@ pub(super) async fn reconcile(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Resul
         }
     }
     Ok(Action::requeue(SOON))
+}
+
+/// Who takes the hold of this claim by force, and why.
+fn forced(ctx: &Context, claim: &LockClaim, lock: Option<&DistributedLock>, key: &LockKey) -> Option<String> {
+    lock.and_then(DistributedLock::force_release)?;
+    let (token, message) = ctx.with_memory(key, |memory| memory.forced.clone())?;
+    holds_with(claim, key, token).then_some(message)
 }
 
 /// What a step means for a place in the line; asking in Redis decides it by the answer.
@@ -202,18 +218,23 @@ impl Look {
         let mut facts = Facts {
             store: if lock_leaves { Store::NoLock } else { store },
             pod: None,
-            node_ready: false,
+            reach: Reach::Unknown,
+            forced: None,
             policy: lock.as_ref().map_or(NodeUnreachablePolicy::Keep, |lock| lock.spec.node_unreachable_policy),
             max_hold: bounds.into_iter().flatten().min(),
             now: Timestamp::now(),
         };
-        if let Some(holder) = claim.spec.holder_ref.as_ref().filter(|_| plan::stage(&claim) != Stage::Finished) {
-            let fate = ctx.pods.fate(&namespace, holder, Follower::Claim(me.clone())).await?;
-            if let Fate::Vanished { settled_in: Duration::ZERO, node } = &fate {
-                let known = claim.status.as_ref().and_then(|status| status.node_name.clone());
-                facts.node_ready = ctx.pods.node_ready(node.clone().or(known)).await?;
+        facts.forced = forced(ctx, &claim, lock.as_deref(), &key);
+        let (stage, follower) = (plan::stage(&claim), Follower::Claim(me.clone()));
+        match &claim.spec.holder_ref {
+            None => {}
+            Some(_) if stage == Stage::Finished => {}
+            Some(holder) if matches!(stage, Stage::Granted | Stage::Told) => {
+                let known = claim.status.as_ref().and_then(|status| status.node_name.as_deref());
+                let Holder { fate, reach, .. } = ctx.pods.holder(&key, holder, known, follower).await?;
+                (facts.pod, facts.reach) = (Some(fate), reach);
             }
-            facts.pod = Some(fate);
+            Some(holder) => facts.pod = Some(ctx.pods.fate(&namespace, holder, follower).await?),
         }
         Ok(Some(Self { ctx: ctx.clone(), claim, me, key, id, lock, open, facts }))
     }

@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, FINALIZER, LockClaim, LockMode, LockRequest, NodeUnreachablePolicy};
 use crate::controller::fate::Fate;
+use crate::controller::nodes::Reach;
 use crate::lease::{FencingToken, HolderId, Mode};
 
 /// How soon a claim is looked at again that waits for its store.
@@ -105,7 +106,10 @@ pub(super) struct Facts {
     pub(super) store: Store,
     /// `None`: the claim itself holds.
     pub(super) pod: Option<Fate>,
-    pub(super) node_ready: bool,
+    /// Of the node of that pod, while it holds.
+    pub(super) reach: Reach,
+    /// Who takes the hold by force, and why, where that is so.
+    pub(super) forced: Option<String>,
     pub(super) policy: NodeUnreachablePolicy,
     /// The shorter of the claim's and the lock's bound.
     pub(super) max_hold: Option<Duration>,
@@ -187,37 +191,63 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
     let told = |note| {
         if stage(claim) == Stage::Granted { Step::Pin } else { Step::Keep(left, note) }
     };
+    if let Some(forced) = &facts.forced {
+        return Step::Release(reasons::FORCE_RELEASED, forced.clone());
+    }
     match &facts.pod {
         None if deleting => Step::Release(reasons::RELEASED, "the claim was deleted".into()),
         None if over => Step::Release(reasons::MAX_HOLD_EXCEEDED, "it has held for maxHoldSeconds".into()),
         None => told(None),
         Some(Fate::Ended(evidence)) => Step::Release(reasons::HOLDER_ENDED, format!("the pod has ended: {evidence}")),
-        Some(Fate::Vanished { settled_in, node }) => vanished(*settled_in, node.as_deref(), facts),
+        Some(fate) if facts.is_taken() => {
+            let note = format!("{}, and nodeUnreachablePolicy is Release", unreachable(fate, facts.reach));
+            Step::Release(reasons::HOLDER_UNREACHABLE, note)
+        }
+        Some(Fate::Vanished { settled_in, .. }) if facts.reach.unreachable().is_none() => vanished(*settled_in, facts),
         Some(Fate::Alive { .. }) if over => Step::EvictPod,
-        Some(Fate::Alive { .. } | Fate::Unknown) if deleting => {
+        Some(fate) if facts.reach.unreachable().is_some() => {
+            told(Some((reasons::HOLDER_UNREACHABLE, unreachable(fate, facts.reach))))
+        }
+        Some(_) if deleting => {
             told(Some((reasons::HELD, "the claim is being deleted; it holds until its pod has ended".into())))
         }
-        Some(Fate::Alive { .. } | Fate::Unknown) => told(None),
+        Some(_) => told(None),
     }
 }
 
-fn vanished(settled_in: Duration, node: Option<&str>, facts: &Facts) -> Step {
+impl Facts {
+    /// Nobody can tell whether the pod still runs, and the lock's policy is to take its hold then.
+    fn is_taken(&self) -> bool {
+        self.reach.unreachable().is_some() && self.policy == NodeUnreachablePolicy::Release
+    }
+}
+
+fn unreachable(fate: &Fate, reach: Reach) -> String {
+    let (pod, node) = match fate {
+        Fate::Vanished { node, .. } => ("the pod is gone, and its node", node.as_deref()),
+        Fate::Alive { node } => ("the pod can't be asked: its node", node.as_deref()),
+        Fate::Unknown | Fate::Ended(_) => ("its node", None),
+    };
+    let node = node.map(|name| format!(" {name}")).unwrap_or_default();
+    format!("{pod}{node} {}", reach.unreachable().unwrap_or_default())
+}
+
+/// The pod is gone, and its node tells, or will, what runs on it.
+fn vanished(settled_in: Duration, facts: &Facts) -> Step {
     let gone = "the pod is gone";
-    if settled_in > Duration::ZERO {
-        let note = format!("{gone}; it is believed to have ended in {} s", settled_in.as_secs() + 1);
-        return Step::Keep(Some(settled_in), Some((reasons::HELD, note)));
-    }
-    match (facts.node_ready, facts.policy) {
-        (true, _) => Step::Release(reasons::HOLDER_ENDED, format!("{gone} and its node is Ready")),
-        (false, NodeUnreachablePolicy::Release) => {
-            let note = format!("{gone}, its node can't be asked, and nodeUnreachablePolicy is Release");
-            Step::Release(reasons::HOLDER_UNREACHABLE, note)
-        }
-        (false, NodeUnreachablePolicy::Keep | NodeUnreachablePolicy::Unknown) => {
-            let note = format!("{gone}, and its node {} can't be asked whether it still runs", node.unwrap_or("?"));
-            Step::Keep(Some(Duration::from_secs(10)), Some((reasons::HOLDER_UNREACHABLE, note)))
+    match (settled_in, facts.reach) {
+        (Duration::ZERO, Reach::Ready) => Step::Release(reasons::HOLDER_ENDED, format!("{gone} and its node is Ready")),
+        (Duration::ZERO, _) => Step::Keep(None, Some((reasons::HELD, format!("{gone}; its node is being asked")))),
+        (left, _) => {
+            let note = format!("{gone}; it is believed to have ended in {} s", left.as_secs() + 1);
+            Step::Keep(Some(left), Some((reasons::HELD, note)))
         }
     }
+}
+
+/// Whether a hold that ends for this reason was taken from a pod that may be alive: then the claim ends with it, too.
+pub(super) fn is_taken(reason: &str) -> bool {
+    [reasons::FORCE_RELEASED, reasons::HOLDER_UNREACHABLE].contains(&reason)
 }
 
 /// What is left of the time a claim waits; `None`: for ever.
@@ -297,7 +327,8 @@ mod tests {
         Facts {
             store: Store::Open,
             pod,
-            node_ready: true,
+            reach: Reach::Ready,
+            forced: None,
             policy: NodeUnreachablePolicy::Keep,
             max_hold: None,
             now: at(100),
@@ -343,16 +374,52 @@ mod tests {
         assert_eq!(plan(&claim(false, Some((false, "Granted"))), &facts(None)), Step::Pin);
     }
 
+    const AWAY: Reach = Reach::Unreachable("does not report");
+
     #[test]
     fn a_vanished_pod_keeps_its_hold_unless_node_or_policy_let_it_go() {
         let gone = |left: u64| Some(Fate::Vanished { settled_in: Duration::from_secs(left), node: None });
         assert!(matches!(plan(&claim(true, TOLD), &facts(gone(9))), Step::Keep(..)));
-        assert!(matches!(plan(&claim(true, TOLD), &facts(gone(0))), Step::Release(..)));
-        let unreachable = Facts { node_ready: false, ..facts(gone(0)) };
+        assert!(matches!(plan(&claim(true, TOLD), &facts(gone(0))), Step::Release(reasons::HOLDER_ENDED, _)));
+        let unseen = Facts { reach: Reach::Unknown, ..facts(gone(0)) };
+        assert!(matches!(plan(&claim(true, TOLD), &unseen), Step::Keep(_, Some((reasons::HELD, _)))));
+        let unreachable = Facts { reach: AWAY, ..facts(gone(0)) };
         let kept = plan(&claim(true, TOLD), &unreachable);
         assert!(matches!(kept, Step::Keep(_, Some((reasons::HOLDER_UNREACHABLE, _)))));
         let release = Facts { policy: NodeUnreachablePolicy::Release, ..unreachable };
-        assert!(matches!(plan(&claim(true, TOLD), &release), Step::Release(..)));
+        assert!(matches!(plan(&claim(true, TOLD), &release), Step::Release(reasons::HOLDER_UNREACHABLE, _)));
+    }
+
+    #[test]
+    fn a_pod_on_an_unreachable_node_keeps_its_hold_unless_the_policy_is_to_release() {
+        let pod = Some(Fate::Alive { node: Some("n1".into()) });
+        for (policy, kept) in [
+            (NodeUnreachablePolicy::Keep, true),
+            (NodeUnreachablePolicy::Unknown, true),
+            (NodeUnreachablePolicy::Release, false),
+        ] {
+            let facts = Facts { reach: AWAY, policy, ..facts(pod.clone()) };
+            match plan(&claim(true, TOLD), &facts) {
+                Step::Keep(_, Some((reasons::HOLDER_UNREACHABLE, message))) if kept => {
+                    assert_eq!(message, "the pod can't be asked: its node n1 does not report");
+                }
+                Step::Release(reasons::HOLDER_UNREACHABLE, _) if !kept => {}
+                step => panic!("{policy:?}: {step:?}"),
+            }
+            assert_eq!(plan(&claim(true, Some((false, "Granted"))), &facts) == Step::Pin, kept);
+        }
+        let ended = Facts { pod: Some(Fate::Ended("x")), reach: Reach::OutOfService, ..facts(None) };
+        assert!(matches!(plan(&claim(true, TOLD), &ended), Step::Release(reasons::HOLDER_ENDED, _)));
+    }
+
+    #[test]
+    fn force_takes_the_hold_of_a_claim_whatever_its_pod_does() {
+        let forced = |pod| Facts { forced: Some("taken by ann: stuck".into()), ..facts(pod) };
+        for pod in [None, alive(), Some(Fate::Unknown)] {
+            let expected = Step::Release(reasons::FORCE_RELEASED, "taken by ann: stuck".into());
+            assert_eq!(plan(&claim(true, TOLD), &forced(pod)), expected);
+        }
+        assert_eq!(plan(&claim(true, None), &forced(alive())), Step::Contend, "it holds nothing");
     }
 
     #[test]

@@ -238,21 +238,24 @@ impl Look {
         self.keep_in_mind(true);
         let token = plan::recorded_token(&self.claim).map(|token| token.to_string()).unwrap_or_default();
         let (reason, message) = note.unwrap_or((reasons::HELD, format!("it holds with token {token}")));
-        let next = self
-            .write(Failpoint::ClaimKeep, |status| {
-                status.node_name = self.node().or(status.node_name.take());
-                self.held(status, true, reason, &message);
-            })
-            .await?;
-        if matches!(next, Next::Again(_)) && reason == reasons::HOLDER_UNREACHABLE {
-            self.ctx.events.warning(&*self.claim, reason, "Keep", message).await;
-        }
+        self.write(Failpoint::ClaimKeep, |status| {
+            status.node_name = self.node().or(status.node_name.take());
+            self.held(status, true, reason, &message);
+        })
+        .await?;
         Ok(Next::Rest(within))
     }
 
     async fn release(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
-        let point = Failpoint::ClaimReleasing;
-        let next = self.write(point, |status| self.held(status, false, reasons::RELEASING, message)).await?;
+        let next = self
+            .write(Failpoint::ClaimReleasing, |status| {
+                let (generation, now) = (self.claim.metadata.generation, self.facts.now);
+                self.held(status, false, reasons::RELEASING, message);
+                if plan::is_taken(reason) {
+                    condition::set(&mut status.conditions, types::FINISHED, false, reason, message, generation, now);
+                }
+            })
+            .await?;
         self.ctx.events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
         Ok(next)
     }
@@ -272,8 +275,10 @@ impl Look {
         if self.claim.metadata.deletion_timestamp.is_some() {
             return self.let_go().await;
         }
-        let held = self.claim.status.as_ref().and_then(|s| condition::get(&s.conditions, types::HELD)).cloned();
-        self.finish(reasons::RELEASED, &held.map(|held| held.message).unwrap_or_default()).await
+        let conditions = self.claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let message = condition::get(conditions, types::HELD).map(|held| held.message.as_str()).unwrap_or_default();
+        let why = condition::get(conditions, types::FINISHED).map(|finished| finished.reason.as_str());
+        self.end(why.filter(|why| plan::is_taken(why)).unwrap_or(reasons::RELEASED), message).await
     }
 
     /// Leaves the queue.
@@ -288,20 +293,22 @@ impl Look {
         Ok(())
     }
 
+    /// Ends without ever having held.
     async fn finish(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
-        self.ctx.renewals.forget(&self.id);
-        let next = self
-            .write(Failpoint::ClaimFinished, |status| {
-                let (generation, now) = (self.claim.metadata.generation, self.facts.now);
-                self.held(status, false, reason, message);
-                condition::set(&mut status.conditions, types::FINISHED, true, reason, message, generation, now);
-                status.finish_time = Some(time::seconds(now));
-            })
-            .await?;
-        if reason != reasons::RELEASED {
-            self.ctx.events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
-        }
+        let next = self.end(reason, message).await?;
+        self.ctx.events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
         Ok(next)
+    }
+
+    async fn end(&self, reason: &str, message: &str) -> Result<Next, Error> {
+        self.ctx.renewals.forget(&self.id);
+        self.write(Failpoint::ClaimFinished, |status| {
+            let (generation, now) = (self.claim.metadata.generation, self.facts.now);
+            self.held(status, false, reason, message);
+            condition::set(&mut status.conditions, types::FINISHED, true, reason, message, generation, now);
+            status.finish_time = Some(time::seconds(now));
+        })
+        .await
     }
 
     async fn wait(&self, reason: &'static str, message: &str, within: Option<Duration>) -> Result<Next, Error> {

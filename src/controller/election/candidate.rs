@@ -40,6 +40,8 @@ pub(super) struct Candidate {
     /// Which containers run in it, as a hash.
     pub(super) containers: String,
     pub(super) node: Option<String>,
+    /// Its node was asked for, and can't tell whether it runs.
+    pub(super) unreachable: bool,
     pub(super) marks: Marks,
 }
 
@@ -58,13 +60,14 @@ impl Candidate {
             stopped: containers.iter().any(|c| c.state.as_ref().is_some_and(|state| state.terminated.is_some())),
             containers: fingerprint(&containers),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            unreachable: false,
             marks: marks(pod),
         }
     }
 
     /// May be chosen.
     pub(super) fn fit(&self) -> bool {
-        self.ready && !self.leaving && !self.stopped
+        self.ready && !self.leaving && !self.stopped && !self.unreachable
     }
 
     /// Whether this reign has marked it as standby, for this lock.

@@ -24,7 +24,7 @@ mod candidate;
 mod plan;
 mod watched;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,11 +35,12 @@ use serde_json::{Value, json};
 use tracing::{debug, info};
 
 use super::fate::Fate;
-use super::pods::Follower;
+use super::pods::{Follower, Holder};
 use super::renewals::Kept;
 use super::stores::OpenStore;
 use super::writes::{api_of, is_conflict, is_not_found, patch_metadata, replace_status};
 use super::{Context, Error};
+use crate::api::condition::reasons;
 use crate::api::election::{ELECTED_BY, FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY, TERM};
 use crate::api::{DistributedLock, ElectedLeader, HolderKind, HolderRef};
 use crate::failpoint::{Failpoint, around};
@@ -154,6 +155,8 @@ struct Election<'a> {
     lock: DistributedLock,
     pods: HashMap<String, Arc<Pod>>,
     is_listed: bool,
+    /// Pods that this look would have chosen, but for their nodes.
+    unreachable: HashSet<String>,
 }
 
 impl<'a> Election<'a> {
@@ -165,7 +168,8 @@ impl<'a> Election<'a> {
         let is_listed = listed.is_some();
         let pods = listed.unwrap_or_default().into_iter().map(|pod| (pod.uid().unwrap_or_default(), pod)).collect();
         let me = ObjectRef::from_obj(lock);
-        let this = Self { ctx, key, open, me, lock: lock.clone(), pods, is_listed };
+        let unreachable = HashSet::new();
+        let this = Self { ctx, key, open, me, lock: lock.clone(), pods, is_listed, unreachable };
         for leader in this.lock.leaders().iter().filter(|leader| !leader.releasing) {
             this.keep(&leader.pod_uid, leader.attempt);
         }
@@ -195,9 +199,15 @@ impl<'a> Election<'a> {
             failover_after: self.failover_after(),
             policy: self.lock.spec.node_unreachable_policy,
             leaders,
-            candidates: self.pods.values().map(|pod| Candidate::of(pod)).collect(),
+            candidates: self.pods.values().map(|pod| self.candidate(pod)).collect(),
+            forced: self.ctx.with_memory(self.key, |memory| memory.forced.clone()),
             others: others.map(|other| other.name_any()).collect(),
         })
+    }
+
+    fn candidate(&self, pod: &Pod) -> Candidate {
+        let candidate = Candidate::of(pod);
+        Candidate { unreachable: self.unreachable.contains(&candidate.uid), ..candidate }
     }
 
     fn failover_after(&self) -> Duration {
@@ -205,8 +215,9 @@ impl<'a> Election<'a> {
     }
 
     async fn leader(&self, record: &ElectedLeader) -> Result<Leader, Error> {
-        let holder = holder_of(record);
-        let fate = self.ctx.pods.fate(self.key.namespace(), &holder, Follower::Lock(self.me.clone())).await?;
+        let (holder, follower) = (holder_of(record), Follower::Lock(self.me.clone()));
+        let known = self.ctx.pods.holder(self.key, &holder, record.node_name.as_deref(), follower).await?;
+        let Holder { fate, node, reach } = known;
         let listed = self.pods.get(&record.pod_uid);
         let gone = matches!(fate, Fate::Vanished { .. });
         let pod = match listed {
@@ -214,14 +225,7 @@ impl<'a> Election<'a> {
             None => self.unselected(record).await?.map(|pod| Candidate::of(&pod)),
         };
         let not_ready_for = self.not_ready_for(record, pod.as_ref());
-        let settled = matches!(fate, Fate::Vanished { settled_in: Duration::ZERO, .. });
-        let node_matters = settled || not_ready_for.is_some_and(|time| time >= self.failover_after());
-        let node = match (&fate, &pod) {
-            (Fate::Vanished { node, .. } | Fate::Alive { node }, _) if node.is_some() => node.clone(),
-            (_, pod) => pod.as_ref().and_then(|pod| pod.node.clone()),
-        };
-        let node_ready = node_matters && self.ctx.pods.node_ready(node).await?;
-        Ok(Leader { record: record.clone(), pod, fate, selected: listed.is_some(), not_ready_for, node_ready })
+        Ok(Leader { record: record.clone(), pod, fate, selected: listed.is_some(), not_ready_for, node, reach })
     }
 
     /// A leader that isn't among the pods that are elected, or is gone.
@@ -253,7 +257,10 @@ impl<'a> Election<'a> {
                 let token = self.record(pod).map(|leader| leader.fencing_token.to_string());
                 let annotations = json!({ FENCING_TOKEN: null, RELEASED_TOKEN: token });
                 let next = self.mark(Failpoint::ElectionUntell, pod, STANDBY, annotations).await?;
-                self.ctx.events.normal(&self.lock, reason, "Release", message.clone()).await;
+                // Of a force-release the lock has its Event already.
+                if *reason != reasons::FORCE_RELEASED {
+                    self.ctx.events.normal(&self.lock, reason, "Release", message.clone()).await;
+                }
                 Ok(next)
             }
             Step::Release { pod, message } => {
@@ -351,8 +358,22 @@ impl<'a> Election<'a> {
         Ok(next)
     }
 
+    /// Whether a pod that is Ready can be chosen: when its node is lost, it stands as Ready for a while yet.
+    async fn reachable(&mut self, pod: &Candidate) -> Result<bool, Error> {
+        let Some(node) = &pod.node else { return Ok(true) };
+        let reachable = self.ctx.pods.nodes().ask(node).await?.unreachable().is_none();
+        if !reachable {
+            self.unreachable.insert(pod.uid.clone());
+        }
+        Ok(reachable)
+    }
+
     async fn grant(&mut self, pod_uid: &str) -> Result<Next, Error> {
         let Some(pod) = self.pods.get(pod_uid).cloned() else { return Ok(Next::Again) };
+        let candidate = Candidate::of(&pod);
+        if !self.reachable(&candidate).await? {
+            return Ok(Next::Again);
+        }
         let attempt = self.attempts() + 1;
         let Some(id) = holder_id(&self.lock, pod_uid, attempt) else { return Ok(Next::Rest(None)) };
         let request = Request {
@@ -383,7 +404,8 @@ impl<'a> Election<'a> {
             pod_uid: pod_uid.to_owned(),
             attempt,
             fencing_token: grant.token.get(),
-            containers: Candidate::of(&pod).containers,
+            node_name: candidate.node,
+            containers: candidate.containers,
             releasing: false,
         };
         self.choose(attempt, Some(leader)).await

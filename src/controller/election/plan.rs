@@ -6,6 +6,7 @@ use super::candidate::Candidate;
 use crate::api::condition::reasons;
 use crate::api::{ElectedLeader, NodeUnreachablePolicy};
 use crate::controller::fate::Fate;
+use crate::controller::nodes::Reach;
 
 /// A leader that etcd remembers.
 #[derive(Debug, Clone)]
@@ -18,8 +19,9 @@ pub(super) struct Leader {
     pub(super) selected: bool,
     /// How long it has not been Ready, on our own clock.
     pub(super) not_ready_for: Option<Duration>,
-    /// Whether its node is Ready, where that was asked for.
-    pub(super) node_ready: bool,
+    pub(super) node: Option<String>,
+    /// Whether what runs on its node can be known.
+    pub(super) reach: Reach,
 }
 
 /// Everything that a decision needs.
@@ -36,6 +38,8 @@ pub(super) struct Facts {
     pub(super) candidates: Vec<Candidate>,
     /// Other locks that elect in this namespace.
     pub(super) others: Vec<String>,
+    /// The token of a lead that a person takes, and who and why.
+    pub(super) forced: Option<(i64, String)>,
 }
 
 /// The next step.
@@ -131,19 +135,20 @@ fn goes(leader: &Leader, facts: &Facts) -> Option<(&'static str, String)> {
     if facts.seats == 0 {
         return Some((reasons::RELEASED, "the election has ended".into()));
     }
-    match &leader.fate {
-        Fate::Ended(evidence) => return Some((reasons::HOLDER_ENDED, format!("{name} has ended: {evidence}"))),
-        Fate::Vanished { settled_in, .. } => {
-            let settled = settled_in.is_zero();
-            return match (settled && leader.node_ready, settled && facts.policy == NodeUnreachablePolicy::Release) {
-                (true, _) => Some((reasons::HOLDER_ENDED, format!("{name} is gone and its node is Ready"))),
-                (_, true) => {
-                    Some((reasons::HOLDER_UNREACHABLE, format!("{name} is gone, and its node can't be asked")))
-                }
-                _ => None,
-            };
-        }
-        Fate::Unknown | Fate::Alive { .. } => {}
+    if let Some((_, message)) = facts.forced.as_ref().filter(|(token, _)| *token == leader.record.fencing_token) {
+        return Some((reasons::FORCE_RELEASED, message.clone()));
+    }
+    if let Fate::Ended(evidence) = &leader.fate {
+        return Some((reasons::HOLDER_ENDED, format!("{name} has ended: {evidence}")));
+    }
+    if let Some(why) = leader.reach.unreachable().filter(|_| facts.policy == NodeUnreachablePolicy::Release) {
+        let node = leader.node.as_deref().unwrap_or("of a name that is not known");
+        let message = format!("{name} can't be asked: its node {node} {why}, and nodeUnreachablePolicy is Release");
+        return Some((reasons::HOLDER_UNREACHABLE, message));
+    }
+    if let Fate::Vanished { settled_in, .. } = &leader.fate {
+        let ended = settled_in.is_zero() && leader.reach == Reach::Ready;
+        return ended.then(|| (reasons::HOLDER_ENDED, format!("{name} is gone and its node is Ready")));
     }
     let pod = leader.pod.as_ref()?;
     if !leader.selected {
@@ -155,8 +160,8 @@ fn goes(leader: &Leader, facts: &Facts) -> Option<(&'static str, String)> {
         return Some((reasons::HOLDER_RESTARTED, format!("a container of {name} has ended")));
     }
     let for_too_long = leader.not_ready_for.is_some_and(|time| time >= facts.failover_after);
-    let reachable = leader.node_ready || facts.policy == NodeUnreachablePolicy::Release;
-    if for_too_long && another && reachable {
+    // On a node that can't be asked nobody knows whether it serves: nodeUnreachablePolicy alone decides.
+    if for_too_long && another && matches!(leader.reach, Reach::Ready | Reach::Unbound) {
         let seconds = facts.failover_after.as_secs();
         return Some((
             reasons::HOLDER_NOT_READY,
@@ -176,7 +181,8 @@ fn next_look(facts: &Facts) -> Option<Duration> {
         let left = facts.failover_after.saturating_sub(leader.not_ready_for?);
         Some(left.max(Duration::from_secs(2)))
     });
-    settles.chain(hands_over).min()
+    let asked_again = facts.candidates.iter().any(|c| c.unreachable).then_some(Duration::from_secs(2));
+    settles.chain(hands_over).chain(asked_again).min()
 }
 
 #[cfg(test)]
@@ -205,17 +211,20 @@ mod tests {
             pod_uid: name.into(),
             attempt: 1,
             fencing_token: token,
+            node_name: Some("n".into()),
             containers: "c1".into(),
             releasing: false,
         };
         let (pod, fate) = (Some(Candidate { marks, ..standby(name) }), Fate::Alive { node: Some("n".into()) });
-        Leader { record, pod, fate, selected: true, not_ready_for: None, node_ready: true }
+        let node = Some("n".into());
+        Leader { record, pod, fate, selected: true, not_ready_for: None, node, reach: Reach::Ready }
     }
 
     fn facts(leaders: Vec<Leader>, standbys: &[Candidate]) -> Facts {
         let candidates = leaders.iter().filter_map(|l| l.pod.clone()).chain(standbys.iter().cloned()).collect();
         let (failover_after, policy) = (Duration::from_secs(30), NodeUnreachablePolicy::Keep);
-        Facts { lock: "a".into(), seats: 1, term: TERM, failover_after, policy, leaders, candidates, others: vec![] }
+        let (lock, others, forced) = ("a".into(), vec![], None);
+        Facts { lock, seats: 1, term: TERM, failover_after, policy, leaders, candidates, others, forced }
     }
 
     fn untold(step: Step) -> Option<&'static str> {
@@ -252,8 +261,45 @@ mod tests {
         leader.not_ready_for = Some(Duration::from_secs(30));
         assert!(matches!(plan(&facts(vec![leader.clone()], &[])), Step::Rest(_)), "nobody else is Ready");
         assert_eq!(untold(plan(&facts(vec![leader.clone()], &[standby("q")]))), Some(reasons::HOLDER_NOT_READY));
-        leader.node_ready = false;
-        assert!(matches!(plan(&facts(vec![leader], &[standby("q")])), Step::Rest(_)), "its node can't be asked");
+        for reach in [AWAY, Reach::OutOfService, Reach::Unknown] {
+            leader.reach = reach;
+            let kept = plan(&facts(vec![leader.clone()], &[standby("q")]));
+            assert!(matches!(kept, Step::Rest(_)), "its node can't be asked: {kept:?}");
+        }
+    }
+
+    const AWAY: Reach = Reach::Unreachable("does not report");
+
+    #[test]
+    fn a_leader_on_an_unreachable_node_leads_on_unless_the_policy_is_to_release() {
+        let mut leader = leading("p", 7);
+        leader.reach = AWAY;
+        let mut facts = facts(vec![leader], &[standby("q")]);
+        assert_eq!(plan(&facts), Step::Rest(None));
+        facts.policy = NodeUnreachablePolicy::Release;
+        let Step::Untell { reason, message, .. } = plan(&facts) else { panic!("it leads on") };
+        assert_eq!(reason, reasons::HOLDER_UNREACHABLE);
+        assert!(message.contains("its node n does not report"), "{message}");
+        facts.candidates.clear();
+        assert!(matches!(plan(&facts), Step::Untell { .. }), "whoever else there is: the policy alone decides");
+    }
+
+    #[test]
+    fn nobody_is_chosen_on_an_unreachable_node() {
+        let mut away = standby("p");
+        away.unreachable = true;
+        assert_eq!(plan(&facts(vec![], &[away.clone(), standby("q")])), Step::Grant { pod: "q".into() });
+        let again = plan(&facts(vec![], &[away]));
+        assert!(matches!(again, Step::Rest(Some(_))), "its node is asked again: {again:?}");
+    }
+
+    #[test]
+    fn force_takes_the_lead_that_the_token_names_and_no_other() {
+        let mut facts = facts(vec![leading("p", 7)], &[]);
+        facts.forced = Some((6, "taken by ann".into()));
+        assert_eq!(plan(&facts), Step::Rest(None));
+        facts.forced = Some((7, "taken by ann".into()));
+        assert_eq!(untold(plan(&facts)), Some(reasons::FORCE_RELEASED));
     }
 
     #[test]
@@ -298,14 +344,14 @@ mod tests {
     fn a_leader_that_is_gone_without_evidence_is_kept_unless_its_node_is_ready() {
         let mut leader = leading("p", 7);
         leader.pod = None;
-        leader.node_ready = false;
+        leader.reach = AWAY;
         leader.fate = Fate::Vanished { settled_in: Duration::ZERO, node: Some("n".into()) };
         let mut facts = facts(vec![leader], &[standby("q")]);
         assert!(matches!(plan(&facts), Step::Rest(Some(_))));
         facts.policy = NodeUnreachablePolicy::Release;
         assert!(matches!(plan(&facts), Step::Release { .. }));
         facts.policy = NodeUnreachablePolicy::Keep;
-        facts.leaders[0].node_ready = true;
+        facts.leaders[0].reach = Reach::Ready;
         assert!(matches!(plan(&facts), Step::Release { .. }));
     }
 

@@ -17,6 +17,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
+use super::force::{self, Heeded};
 use super::status::Readiness;
 use super::{Accepted, SLOW_LOOK, SOON, accept, observe, report, settle};
 use crate::api::condition::{self, reasons, types};
@@ -72,6 +73,12 @@ async fn seal(
             return Ok(Action::requeue(SOON));
         }
     };
+    if lock.force_release().is_some()
+        && let Some(record) = open.control.store().inspect(key).await?
+        && force::heed(ctx, lock, key, open, &record).await? == Heeded::Written
+    {
+        return Ok(Action::await_change());
+    }
     let Sealed { last, direct, pinned } = sealed;
     if election::concerns(lock) && !lock.leaders().is_empty() {
         let elected = election::elect(ctx, lock, key, open).await?;

@@ -1,10 +1,12 @@
 //! The loop of `DistributedLock`: observe, plan, apply, report.
 
 mod delete;
+mod force;
 mod plan;
 mod record;
 mod report;
 mod status;
+mod unreachable;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{Epoch, LockKey};
 use crate::store::{Due, Inspection};
+use force::Heeded;
 use plan::Step;
 use record::{apply, free_orphans, lower_longest, recover, remember, wake_offered};
 use report::report;
@@ -44,6 +47,10 @@ pub(super) struct Memory {
     lowered: Option<Instant>,
     /// Since when leaders are not Ready, by the UIDs of their pods.
     pub(super) not_ready: HashMap<String, Instant>,
+    /// The token that a person takes from its holder, and who and why, once that is found to be allowed.
+    pub(super) forced: Option<(i64, String)>,
+    /// How many pods that hold it can't be asked, as the metric has it.
+    pub(super) unreachable: i64,
     /// The epoch in which the record was first missed.
     missed_in: Option<Epoch>,
     /// This process has just written to etcd that there will be a record, and has not yet asked Redis for it: a
@@ -186,9 +193,14 @@ async fn settle(
     if plan::epoch_runs_out(record.last, open.epoch) {
         ctx.stores.outgrow(lock.store_name(), open.epoch);
     }
+    let mut within = match force::heed(ctx, lock, key, open, &record).await? {
+        Heeded::Written => return Ok(Action::await_change()),
+        Heeded::Taking => SOON,
+        Heeded::Nothing => SLOW_LOOK,
+    };
     wake_offered(ctx, &record);
     free_orphans(ctx, lock, key, open, &record).await?;
-    let (mut lock, mut readiness, mut elected_within) = (lock.clone(), readiness(&record), SLOW_LOOK);
+    let (mut lock, mut readiness) = (lock.clone(), readiness(&record));
     if election::concerns(&lock) {
         let elected = election::elect(ctx, &lock, key, open).await?;
         if elected.lock.resource_version() != lock.resource_version() {
@@ -198,7 +210,7 @@ async fn settle(
             let message = format!("the pod {pod} is elected by the lock {other}: let their selectors differ");
             readiness = Readiness::not(reasons::ROLE_LABEL_CONFLICT, message);
         }
-        (lock, elected_within) = (elected.lock, elected.within.unwrap_or(SLOW_LOOK));
+        (lock, within) = (elected.lock, elected.within.unwrap_or(SLOW_LOOK).min(within));
     } else {
         ctx.forget_election(key);
     }
@@ -208,7 +220,7 @@ async fn settle(
         Due::In(time) => time.max(Duration::from_millis(1)),
         Due::Nothing | Due::Unprovisioned => SLOW_LOOK,
     };
-    Ok(Action::requeue(next.min(report).min(elected_within)))
+    Ok(Action::requeue(next.min(report).min(within)))
 }
 
 fn readiness(record: &Inspection) -> Readiness {

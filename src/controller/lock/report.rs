@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use super::super::writes::{api_of, replace_status};
 use super::super::{Context, Error};
 use super::status::{self, Readiness, Write};
+use super::unreachable::Reachability;
 use super::{SLOW_LOOK, SOON};
 use crate::api::condition::{self, types};
 use crate::api::{DistributedLock, DistributedLockStatus};
@@ -24,7 +25,10 @@ pub(super) async fn report(
 ) -> Result<Duration, Error> {
     let key = LockKey::new(&lock.namespace().unwrap_or_default(), &lock.name_any())?;
     let published = lock.status.clone().unwrap_or_default();
-    let truth = status::describe(lock, record, readiness, Timestamp::now());
+    let (reachability, now) = (Reachability::of(ctx, &key, record), Timestamp::now());
+    let mut truth = status::describe(lock, record, readiness, now);
+    reachability.describe(&mut truth.conditions, lock.metadata.generation, now);
+    count(ctx, &key, &reachability);
     let since = ctx.with_memory(&key, |memory| memory.written).map(|at| at.elapsed());
     match status::when(&published, &truth, since, lock.lease_duration(), record.map(|record| record.now)) {
         Write::After(wait) => return Ok(wait),
@@ -36,6 +40,12 @@ pub(super) async fn report(
     ctx.with_memory(&key, |memory| memory.written = Some(Instant::now()));
     tell_changes(ctx, lock, &published, &truth).await;
     Ok(lock.lease_duration().min(SLOW_LOOK))
+}
+
+fn count(ctx: &Context, key: &LockKey, reachability: &Reachability) {
+    let Some(now) = reachability.count() else { return };
+    let before = ctx.with_memory(key, |memory| std::mem::replace(&mut memory.unreachable, now));
+    ctx.metrics.holders_unreachable.inc_by(now - before);
 }
 
 async fn write(ctx: &Context, lock: &DistributedLock, status: DistributedLockStatus) -> Result<(), Error> {
@@ -60,6 +70,13 @@ async fn tell_changes(
     }
     if !before.holders.is_empty() && after.holders.is_empty() {
         ctx.events.normal(lock, "Released", "Release", "nobody holds it".into()).await;
+    }
+    let stranded = |status: &DistributedLockStatus| {
+        let unreachable = condition::get(&status.conditions, types::HOLDER_UNREACHABLE);
+        unreachable.filter(|condition| condition.status == true.into()).cloned()
+    };
+    if let (None, Some(now)) = (stranded(before), stranded(after)) {
+        ctx.events.warning(lock, &now.reason, "Keep", now.message).await;
     }
     let ready = |status: &DistributedLockStatus| condition::get(&status.conditions, types::READY).cloned();
     if let Some(now) = ready(after).filter(|now| now.status != true.into())

@@ -32,7 +32,8 @@ async fn a_lock_that_no_controller_has_seen_is_unknown_in_every_condition() {
     let lock: DistributedLock = serde_json::from_value(locks.create("new", body).await).unwrap();
     let conditions = lock.status.unwrap().conditions;
     let seen: Vec<_> = conditions.iter().map(|c| (c.type_.as_str(), c.reason.as_str())).collect();
-    assert_eq!(seen, [("Ready", "Pending"), ("Held", "Pending"), ("Provisioned", "Pending")]);
+    let all = ["Ready", "Held", "Provisioned", "HolderUnreachable"];
+    assert_eq!(seen, all.map(|type_| (type_, "Pending")));
     assert!(conditions.iter().all(|c| c.message == "Waiting for controller"));
 }
 

@@ -1,12 +1,16 @@
 //! Elections among pods: who carries the leader's label, and when another one does.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use leasehold::api::condition::{reasons, types};
-use leasehold::api::election::{FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY};
+use leasehold::api::election::{FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY, TERM};
 use leasehold::api::{DistributedLock, DistributedLockSpec, ElectionSpec, LabelSelector, LockClaim};
 use leasehold::lease::{Acquired, Wait};
 use serde_json::json;
@@ -37,9 +41,14 @@ pub(crate) async fn leaders(site: &Site, count: usize, before: i64) -> Vec<(Stri
     wait_for(&format!("{count} pods lead with tokens above {before}"), LIMIT, ask).await
 }
 
+/// The reign that has marked a pod; 0: none has.
+fn term(pod: &Pod) -> i64 {
+    pod.annotations().get(TERM).map_or(0, |term| term.parse().expect("a term"))
+}
+
 /// Pods a, b and c of `app`, all Ready, on a Ready node.
-struct Stage {
-    f: Fixture,
+pub(super) struct Stage {
+    pub(super) f: Fixture,
 }
 
 impl Stage {
@@ -55,7 +64,21 @@ impl Stage {
         Self { f }
     }
 
-    async fn leading(&self) -> Vec<(String, i64)> {
+    /// As `new`, each pod on a node of its own.
+    pub(super) async fn apart() -> Self {
+        let stage = Self { f: Fixture::new().await };
+        for pod in ["a", "b", "c"] {
+            stage.f.pods().node(&stage.node_of(pod), true).await;
+            stage.f.pods().serve(pod, "app", &stage.node_of(pod)).await;
+        }
+        stage
+    }
+
+    pub(super) fn node_of(&self, pod: &str) -> String {
+        format!("{}-{pod}", self.f.test.name())
+    }
+
+    pub(super) async fn leading(&self) -> Vec<(String, i64)> {
         leading(&self.f).await
     }
 
@@ -63,11 +86,27 @@ impl Stage {
         leaders(&self.f, count, before).await
     }
 
-    async fn leader(&self, before: i64) -> (String, i64) {
+    pub(super) async fn leader(&self, before: i64) -> (String, i64) {
         self.leaders(1, before).await.remove(0)
     }
 
-    async fn holder_is(&self, lock: &str, pod: &str, token: i64) {
+    /// From now on, the names of all pods that are ever seen with the leader's label, each once.
+    async fn labelled_leaders(&self) -> Arc<Mutex<BTreeSet<String>>> {
+        let seen = Arc::new(Mutex::new(BTreeSet::new()));
+        let (api, note) = (self.f.pods().api().clone(), seen.clone());
+        let config = watcher::Config::default().labels(&format!("{ROLE_LABEL}={LEADER}"));
+        tokio::spawn(async move {
+            let mut pods = std::pin::pin!(watcher(api, config).applied_objects());
+            while let Some(pod) = pods.next().await {
+                note.lock().expect("not poisoned").extend(pod.map(|pod| pod.name_any()));
+            }
+        });
+        let noted = async || (!seen.lock().expect("not poisoned").is_empty()).then_some(());
+        wait_for("the watch sees the leader", LIMIT, noted).await;
+        seen
+    }
+
+    pub(super) async fn holder_is(&self, lock: &str, pod: &str, token: i64) {
         let identity = format!("pod/{pod}");
         let shown = |lock: &DistributedLock| {
             let status = lock.status.as_ref();
@@ -94,6 +133,29 @@ async fn one_pod_leads_and_the_others_stand_by() {
     a_while().await;
     assert_eq!(stage.leading().await, [(leader.clone(), token)], "a healthy leader is not moved");
     assert_eq!(stage.f.pods().api().get(&leader).await.unwrap().resource_version(), version, "nor written");
+}
+
+#[tokio::test]
+async fn a_healthy_leader_stays_and_is_not_written_while_the_controller_starts_anew() {
+    let mut stage = Stage::new().await;
+    stage.f.ready_lock("l", among("app")).await;
+    let (leader, token) = stage.leader(0).await;
+    let before = stage.f.pods().api().get(&leader).await.unwrap();
+    let seen = stage.labelled_leaders().await;
+    stage.f.controller.kill();
+    stage.f.controller.restart().await;
+    let stamped = async || {
+        let pods = pods(&stage.f).await;
+        let mut standing_by = pods.iter().filter(|pod| pod.name_any() != leader);
+        standing_by.all(|pod| term(pod) > term(&before)).then_some(())
+    };
+    wait_for("the new reign has stamped the others", LIMIT, stamped).await;
+    stage.holder_is("l", &leader, token).await;
+    a_while().await;
+    assert_eq!(stage.leading().await, [(leader.clone(), token)]);
+    let now = stage.f.pods().api().get(&leader).await.unwrap();
+    assert_eq!(now.resource_version(), before.resource_version(), "its pod was written");
+    assert_eq!(*seen.lock().expect("not poisoned"), [leader].into(), "somebody else led in between");
 }
 
 #[tokio::test]

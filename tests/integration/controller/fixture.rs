@@ -3,7 +3,8 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Resource, ResourceExt};
 use leasehold::api::condition::{self, reasons, types};
@@ -176,6 +177,24 @@ impl Site {
             held.is_some_and(|held| [reasons::WAITING, reasons::GRANTED, reasons::HELD].contains(&held.reason.as_str()))
         })
         .await
+    }
+
+    /// The notes of all Events of this reason about an object, oldest first.
+    pub(crate) async fn events(&self, about: &str, reason: &str) -> Vec<String> {
+        let events = self.test.api::<Event>().list(&ListParams::default()).await.expect("a list").items;
+        let of = |event: &&Event| {
+            event.reason.as_deref() == Some(reason)
+                && event.regarding.as_ref().is_some_and(|object| object.name.as_deref() == Some(about))
+        };
+        let mut of: Vec<&Event> = events.iter().filter(of).collect();
+        of.sort_by_key(|event| event.event_time.as_ref().map(|at| at.0));
+        of.into_iter().map(|event| event.note.clone().unwrap_or_default()).collect()
+    }
+
+    /// Waits until there is an Event of this reason about an object, and returns its note.
+    pub(crate) async fn event(&self, about: &str, reason: &str) -> String {
+        let what = format!("an Event {reason} about {about}");
+        wait_for(&what, LIMIT, async || self.events(about, reason).await.pop()).await
     }
 
     pub(crate) fn pods(&self) -> PodActor {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
+use leasehold::api::LockClaim;
 use leasehold::api::condition::{reasons, types};
-use leasehold::api::{LockClaim, NodeUnreachablePolicy};
 use serde_json::json;
 
 use super::fixture::{Fixture, a_while, claim_condition, holder};
@@ -107,22 +107,6 @@ async fn a_pod_deleted_by_force_is_believed_to_have_ended_later_where_its_node_i
     a_while().await;
     f.claim_is("worker", "still holds", |claim| claim_condition(claim, types::HELD)).await;
     f.test.until::<LockClaim>("worker", "has ended", SETTLED, |claim| claim_condition(claim, types::FINISHED)).await;
-}
-
-#[tokio::test]
-async fn the_pod_of_an_unreachable_node_keeps_its_hold_unless_the_policy_says_otherwise() {
-    let f = Fixture::new().await;
-    f.pods().node(f.test.name(), false).await;
-    for (name, policy) in [("keep", NodeUnreachablePolicy::Keep), ("release", NodeUnreachablePolicy::Release)] {
-        f.ready_lock(name, |spec| spec.node_unreachable_policy = policy).await;
-        let pod = f.pods().run(name, "Always", Some(f.test.name())).await;
-        f.claim(name, name, |spec| spec.holder_ref = Some(holder(&pod))).await;
-        f.token_of(name).await;
-        f.pods().delete_by_force(&pod).await;
-    }
-    f.test.until::<LockClaim>("release", "has ended", SETTLED, |claim| claim_condition(claim, types::FINISHED)).await;
-    let kept = f.claim_reason("keep", types::HELD, reasons::HOLDER_UNREACHABLE).await;
-    assert!(claim_condition(&kept, types::HELD));
 }
 
 #[tokio::test]

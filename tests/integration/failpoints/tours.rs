@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use leasehold::api::condition::{self, reasons, types};
+use leasehold::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_REASON};
 use leasehold::api::{DistributedLock, LockClaim, LockStore};
 use leasehold::lease::{Acquired, HolderId, Mode, Request, Wait};
 use leasehold::store::{Control, Store};
@@ -16,6 +17,7 @@ use super::attendant::Attendant;
 use crate::controller::elections::{among, leaders};
 use crate::controller::fixture::{Site, claim_condition, holder, lock_condition, options, ready, request};
 use crate::controller::recovery::library_with_a_clock_to_set;
+use crate::policies::apply_force_release;
 use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, eventually, serving, wait_for};
 
 /// How long a controller that was stopped stays so: longer than every lease here.
@@ -30,6 +32,7 @@ pub(super) enum Tour {
     Lock,
     Claim,
     Election,
+    Force,
     Replica,
 }
 
@@ -42,6 +45,7 @@ impl Tour {
             "lock" => Tour::Lock,
             "claim" | "holds" => Tour::Claim,
             "election" => Tour::Election,
+            "force" => Tour::Force,
             "replica" => Tour::Replica,
             other => panic!("no tour leads past {other}"),
         }
@@ -80,6 +84,7 @@ impl Tour {
             Tour::Lock => lock(site, attendant).await,
             Tour::Claim => claim(site, attendant).await,
             Tour::Election => election(site, attendant).await,
+            Tour::Force => force(site, attendant).await,
             Tour::Replica => replica(site, attendant).await,
         }
     }
@@ -274,6 +279,25 @@ async fn choose_without_a_word(site: &Site, lock: &DistributedLock) {
         matches!(answer, Acquired::Granted(_)).then_some(())
     };
     wait_for("a choice is made", LIMIT, chosen).await;
+}
+
+/// A person takes the hold of a process by force.
+async fn force(site: &mut Site, attendant: &Attendant) {
+    apply_force_release(&site.test).await;
+    // The lease outlasts the tour, so that only force ends it.
+    site.ready_lock("a", |spec| spec.lease_duration_seconds = 3600).await;
+    let granted = site.workload().acquire(&site.key("a"), &request("direct", Wait::No)).await;
+    let Ok(Acquired::Granted(grant)) = granted else { panic!("not granted: {granted:?}") };
+    let annotations = json!({ FORCE_RELEASE: grant.token.get().to_string(), FORCE_RELEASE_REASON: "a tour" });
+    let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+    site.test.api::<DistributedLock>().patch("a", &PatchParams::default(), &patch).await.expect("it is accepted");
+    let done = |lock: &DistributedLock| !lock.annotations().contains_key(FORCE_RELEASE);
+    site.lock_is("a", "was taken by force", done).await;
+    site.claim("next", "a", |_| {}).await;
+    assert!(site.token_of("next").await > grant.token.get());
+    attendant.calm().await;
+    remove_claim(site, "next").await;
+    remove_lock(site, "a").await;
 }
 
 /// The controller ends when it is asked to, and another one follows.
