@@ -2,7 +2,7 @@
 
 use kube::ResourceExt;
 use kube::api::{ListParams, Patch, PatchParams};
-use leasehold::api::condition::{reasons, types};
+use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON};
 use leasehold::api::{DistributedLock, LockClaim};
 use leasehold::lease::{Acquired, Grant, Renewed, Wait};
@@ -33,6 +33,17 @@ async fn force(f: &Fixture, lock: &str, token: i64) {
 async fn is_done(f: &Fixture, lock: &str) {
     let bare = |lock: &DistributedLock| !lock.annotations().keys().any(|key| key.starts_with(FORCE_RELEASE));
     f.lock_is(lock, "has no force-release any more", bare).await;
+}
+
+/// Waits until a claim has ended, because its hold was taken.
+async fn is_taken(f: &Fixture, claim: &str) {
+    let taken = |claim: &LockClaim| {
+        let conditions = claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let why = condition::get(conditions, types::FINISHED).map(|finished| finished.reason.as_str());
+        let over = claim_condition(claim, types::FINISHED) && !claim_condition(claim, types::HELD);
+        over && why == Some(reasons::FORCE_RELEASED)
+    };
+    f.claim_is(claim, "has ended as ForceReleased", taken).await;
 }
 
 /// There is one Event of it, with who and why.
@@ -73,8 +84,7 @@ async fn the_hold_of_a_claim_is_taken_though_its_pod_lives() {
     f.claim("next", "a", |_| {}).await;
     f.has_its_place("next").await;
     force(&f, "a", first).await;
-    let worker = f.claim_reason("worker", types::FINISHED, reasons::FORCE_RELEASED).await;
-    assert!(claim_condition(&worker, types::FINISHED) && !claim_condition(&worker, types::HELD));
+    is_taken(&f, "worker").await;
     assert!(f.token_of("next").await > first);
     is_done(&f, "a").await;
     is_recorded(&f, "a", first).await;
@@ -86,7 +96,8 @@ async fn the_hold_of_a_claim_is_taken_though_its_pod_lives() {
 async fn a_direct_hold_is_taken_and_its_holder_is_told_at_its_next_renewal() {
     let f = Fixture::new().await;
     guarded(&f).await;
-    f.ready_lock("a", |_| {}).await;
+    // Longer than anybody waits for it to end by itself.
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 600).await;
     let grant = direct(&f, "a", "one").await;
     assert!(matches!(renew(&f, "a", "one").await, Renewed::Held(_)));
     force(&f, "a", grant.token.get()).await;
@@ -121,7 +132,7 @@ async fn one_hold_of_several_is_taken_and_an_old_token_takes_none() {
     f.claim("two", "a", |_| {}).await;
     let two = f.token_of("two").await;
     force(&f, "a", one).await;
-    f.claim_reason("one", types::FINISHED, reasons::FORCE_RELEASED).await;
+    is_taken(&f, "one").await;
     is_done(&f, "a").await;
     f.claim("three", "a", |_| {}).await;
     f.token_of("three").await;
@@ -147,7 +158,7 @@ async fn a_lock_that_is_deleted_goes_when_its_last_holder_is_taken() {
     a_while().await;
     force(&f, "a", token).await;
     f.test.gone::<DistributedLock>("a", LIMIT).await;
-    f.claim_reason("mine", types::FINISHED, reasons::FORCE_RELEASED).await;
+    is_taken(&f, "mine").await;
 }
 
 #[tokio::test]
@@ -160,7 +171,7 @@ async fn a_controller_that_starts_goes_on_with_what_was_asked_for() {
     f.controller.kill();
     force(&f, "a", token).await;
     f.controller.restart().await;
-    f.claim_reason("mine", types::FINISHED, reasons::FORCE_RELEASED).await;
+    is_taken(&f, "mine").await;
     is_done(&f, "a").await;
 }
 
@@ -180,7 +191,7 @@ async fn without_the_policy_nothing_is_taken_also_not_when_it_comes_later() {
     f.claim_is("mine", "still holds", |claim| claim_condition(claim, types::HELD)).await;
     assert_eq!(f.test.api::<LockClaim>().list(&ListParams::default()).await.unwrap().items.len(), 1);
     force(&f, "a", token).await;
-    f.claim_reason("mine", types::FINISHED, reasons::FORCE_RELEASED).await;
+    is_taken(&f, "mine").await;
 }
 
 #[tokio::test]

@@ -227,8 +227,13 @@ async fn under_release_nobody_is_chosen_on_a_node_that_is_lost_too() {
     }
     let nobody = async || stage.leading().await.is_empty().then_some(());
     wait_for("nobody leads", LIMIT, nobody).await;
+    let choices = async || {
+        let lock = stage.f.lock_is("l", "is there", |_| true).await;
+        lock.status.and_then(|status| status.election).expect("it has elected").attempts
+    };
+    let before = choices().await;
     a_while().await;
-    assert_eq!(stage.leading().await, []);
+    assert_eq!((stage.leading().await, choices().await), (vec![], before));
     stage.f.pods().node_is_ready(&stage.node_of("b"), "True").await;
     assert_eq!(stage.leader(token).await.0, "b");
 }
