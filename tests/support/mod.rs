@@ -3,8 +3,10 @@
 
 #![allow(dead_code, reason = "each target uses its part")]
 
+mod api_proxy;
 mod control_plane;
 mod controller;
+pub(crate) mod history;
 mod namespace;
 mod pods;
 mod process;
@@ -15,6 +17,7 @@ mod wait;
 
 #[allow(unused_imports, reason = "each target uses its part")]
 pub(crate) use {
+    api_proxy::ApiProxy,
     control_plane::{AuditEntry, CONTROLLER_USER, ControlPlane},
     controller::{Controller, ControllerOptions},
     namespace::TestNamespace,
