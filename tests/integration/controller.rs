@@ -2,7 +2,7 @@
 
 mod claims;
 mod elections;
-mod fixture;
+pub(crate) mod fixture;
 mod locks;
 mod pods;
 mod recovery;

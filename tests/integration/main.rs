@@ -6,6 +6,7 @@ mod admission;
 mod controller;
 mod crds;
 mod demo;
+mod faults;
 mod layering;
 mod protocol;
 #[path = "../support/mod.rs"]
