@@ -2,16 +2,23 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 SCRIPTS = $(shell grep -rlI '^#!.*bash' .ci tests)
-.PHONY: help demo test bench lint fmt crds tools cluster
+.PHONY: help demo test faults check-history bench lint fmt crds tools cluster
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 22
 
 demo: tools cluster ## Watch the main job on a real API server and a real Redis; KEEP=1 keeps them running
 	@KEEP='$(KEEP)' tests/demo/run
 
 test: tools cluster ## Run all tests
 	cargo test --locked
+
+faults: tools cluster ## Break everything, one fault a row, under contention; LEASEHOLD_SEED and LEASEHOLD_FAULTS choose
+	@LEASEHOLD_SEED="$${LEASEHOLD_SEED:-$$(date +%s)}" \
+	  cargo test --locked --test integration faults::campaign::all_faults -- --ignored --nocapture
+
+check-history: ## Judge a history that a failed run has kept: FILE=...
+	@LEASEHOLD_HISTORY='$(FILE)' cargo test --quiet --locked --test integration faults::check_saved -- --ignored --nocapture
 
 bench: tools cluster ## Measure against the raw floors of the same Redis
 	cargo bench --locked

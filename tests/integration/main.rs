@@ -7,6 +7,7 @@ mod controller;
 mod crds;
 mod demo;
 mod failpoints;
+mod faults;
 mod layering;
 mod policies;
 mod protocol;

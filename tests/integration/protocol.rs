@@ -15,6 +15,7 @@ mod world;
 use std::io::Write;
 use std::time::Instant;
 
+pub(crate) use machine::patched;
 use machine::{Machine, Reference};
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};

@@ -3,22 +3,27 @@
 
 #![allow(dead_code, reason = "each target uses its part")]
 
+mod api_proxy;
 mod control_plane;
 mod controller;
+pub(crate) mod history;
 mod namespace;
 mod pods;
 mod process;
+mod proxy;
 mod redis_server;
 mod scratch;
 mod wait;
 
 #[allow(unused_imports, reason = "each target uses its part")]
 pub(crate) use {
+    api_proxy::ApiProxy,
     control_plane::{AuditEntry, CONTROLLER_USER, ControlPlane},
     controller::{Controller, ControllerOptions},
     namespace::TestNamespace,
     pods::{PodActor, containers_terminated, serving},
     process::{Process, free_port},
+    proxy::{Passed, Proxy},
     redis_server::RedisServer,
     scratch::Scratch,
     wait::{LIMIT, eventually, wait_for},

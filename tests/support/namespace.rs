@@ -25,6 +25,7 @@ async fn shared() -> &'static ControlPlane {
 }
 
 /// One test's namespace.
+#[derive(Clone)]
 pub(crate) struct TestNamespace {
     plane: &'static ControlPlane,
     client: Client,

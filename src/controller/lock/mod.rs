@@ -232,7 +232,13 @@ fn readiness(record: &Inspection) -> Readiness {
 }
 
 /// A missing record was lost in the epoch in force when it was first missed, unless it is yet to be made.
-fn note_missing(ctx: &Context, lock: &DistributedLock, key: &LockKey, missing: bool, epoch: Epoch) -> Option<Epoch> {
+pub(super) fn note_missing(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    missing: bool,
+    epoch: Epoch,
+) -> Option<Epoch> {
     let known = lock.status.as_ref().is_some_and(|s| condition::is_true(&s.conditions, types::PROVISIONED));
     ctx.with_memory(key, |memory| {
         if !missing {

@@ -4,6 +4,7 @@ mod clock;
 mod ledger;
 mod link;
 mod mirror;
+mod missing;
 mod opening;
 mod reign;
 mod report;

@@ -24,6 +24,7 @@ use super::super::{Context, Error};
 use super::clock::ServerClock;
 use super::ledger::Ledger;
 use super::link::Link;
+use super::missing;
 use super::opening::Opener;
 use super::report::{self, News};
 use super::trouble::Trouble;
@@ -242,7 +243,8 @@ impl Reign {
             self.note_open(&incarnation, epoch).await?;
             return Ok(self.open_store(control, epoch));
         }
-        if heartbeat.gate.is_some() {
+        if let Some(epoch) = heartbeat.gate {
+            missing::note_all(&self.ctx, &self.name, &control, epoch).await?;
             self.outgrown_at = Some(Instant::now());
         }
         let since = self.seen.as_ref().map_or_else(boottime, |(_, since)| *since);

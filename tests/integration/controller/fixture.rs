@@ -69,7 +69,12 @@ impl Fixture {
         Self::on(TestNamespace::alone().await, RedisServer::start().await, |_| {}).await
     }
 
-    async fn on(test: TestNamespace, redis: RedisServer, change: impl FnOnce(&mut ControllerOptions)) -> Self {
+    /// On a namespace of the test.
+    pub(crate) async fn on(
+        test: TestNamespace,
+        redis: RedisServer,
+        change: impl FnOnce(&mut ControllerOptions),
+    ) -> Self {
         let mut options = options(&test, &redis);
         change(&mut options);
         let controller = Controller::start(options).await;

@@ -1,0 +1,84 @@
+//! Where holders contend: what all of them need.
+
+use std::collections::HashMap;
+
+use kube::Api;
+use kube::core::NamespaceResourceScope;
+use leasehold::lease::LockKey;
+use leasehold::store::{Endpoint, Store};
+use tokio::sync::watch;
+
+use super::counter::Counters;
+use super::watches::{Seen, Watches};
+use crate::support::history::{Event, Micros, Recorder};
+use crate::support::{PodActor, TestNamespace};
+
+/// A mutex.
+pub(super) const MUTEX: &str = "mutex";
+/// A semaphore.
+pub(super) const SEMAPHORE: &str = "semaphore";
+/// A lock that is elected.
+pub(super) const ELECTED: &str = "elected";
+/// All of them.
+pub(super) const LOCKS: [&str; 3] = [MUTEX, SEMAPHORE, ELECTED];
+
+/// Shared by all holders of one run.
+pub(super) struct Arena {
+    pub(super) test: TestNamespace,
+    pub(super) recorder: Recorder,
+    pub(super) endpoint: Endpoint,
+    pub(super) seen: Seen,
+    counters: HashMap<&'static str, Counters>,
+    stop: watch::Sender<bool>,
+}
+
+impl Arena {
+    pub(super) fn new(test: TestNamespace, endpoint: Endpoint, recorder: Recorder, watches: &Watches) -> Self {
+        // Tokens order exclusive holds only: a semaphore protects no counter.
+        let counters = [MUTEX, ELECTED].map(|lock| (lock, Counters::of(lock, &recorder))).into();
+        let (seen, stop) = (watches.seen(), watch::channel(false).0);
+        Self { test, recorder, endpoint, seen, counters, stop }
+    }
+
+    pub(super) fn key(&self, lock: &str) -> LockKey {
+        LockKey::new(self.test.name(), lock).expect("a name")
+    }
+
+    /// A connection of one's own.
+    pub(super) fn store(&self) -> Store {
+        Store::connect(&self.endpoint, self.test.name()).expect("a store")
+    }
+
+    pub(super) fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        self.test.api()
+    }
+
+    pub(super) fn pods(&self) -> PodActor {
+        PodActor::new(self.test.client(), self.test.name())
+    }
+
+    pub(super) fn counters(&self, lock: &str) -> Option<&Counters> {
+        self.counters.get(lock)
+    }
+
+    pub(super) fn note(&self, event: Event) -> Micros {
+        self.recorder.note(event)
+    }
+
+    /// Asks all holders to end.
+    pub(super) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Waits until the holders are asked to end.
+    pub(super) async fn over(&self) {
+        self.stop.subscribe().wait_for(|over| *over).await.ok();
+    }
+}

@@ -1,0 +1,223 @@
+//! Claims: for themselves until they are deleted, or for a pod until that has ended.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use leasehold::api::{HolderKind, HolderRef, LockClaim, LockClaimSpec};
+use serde_json::json;
+
+use super::arena::Arena;
+use super::dice::Dice;
+use super::watches::Claim;
+use crate::support::history::{Event, Kind, Share, Stage, Why, boottime, public_id};
+use crate::support::{containers_terminated, serving};
+
+/// After an answer of the API server that says nothing.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// For whom a claim holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// Itself: it is deleted when it has held, and sometimes before.
+    Itself,
+    /// A pod, that ends.
+    Pod,
+    /// A pod whose container restarts in place before it ends.
+    RestartingPod,
+    /// As that, but it is deleted by force: no word of its end.
+    VanishingPod,
+}
+
+/// One claim after the other, for one lock.
+pub(super) struct Claimant {
+    arena: Arc<Arena>,
+    lock: &'static str,
+    name: String,
+    whom: For,
+    /// For how long, in milliseconds.
+    holds: Range<u64>,
+    dice: Dice,
+}
+
+impl Claimant {
+    pub(super) fn new(arena: &Arc<Arena>, lock: &'static str, name: &str, whom: For, dice: Dice) -> Self {
+        Self { arena: arena.clone(), lock, name: name.to_owned(), whom, holds: 20..250, dice }
+    }
+
+    /// One that holds for so long.
+    pub(super) fn for_long(self, holds: Range<u64>) -> Self {
+        Self { holds, ..self }
+    }
+
+    /// Claims and holds, again and again.
+    pub(super) async fn run(mut self) {
+        let mut number = 0;
+        while !self.arena.is_over() {
+            number += 1;
+            self.claim(&format!("{}-{number}", self.name)).await;
+            tokio::time::sleep(self.dice.millis(0..50)).await;
+        }
+    }
+
+    async fn claim(&mut self, name: &str) {
+        let pod = match self.whom {
+            For::Itself => None,
+            For::Pod | For::RestartingPod | For::VanishingPod => Some(self.start_pod(name).await),
+        };
+        let mut spec = LockClaimSpec::for_lock(self.lock);
+        spec.holder_ref = pod.as_ref().map(|pod| HolderRef {
+            api_group: String::new(),
+            kind: HolderKind::Pod,
+            name: pod.name_any(),
+            uid: pod.uid().expect("a UID"),
+        });
+        let asked = boottime();
+        let claim = self.create(LockClaim::new(name, spec)).await;
+        let first = public_id(&format!("{}.1", claim.uid().expect("a UID")));
+        self.note_asks(asked, &first, name);
+        let hasty = self.whom == For::Itself && self.dice.percent(10);
+        match self.told(name, hasty).await {
+            Some(told) => {
+                if told.id != first {
+                    self.note_asks(asked, &told.id, name);
+                }
+                self.hold(name, &told, pod.as_ref()).await;
+            }
+            None => drop(self.arena.note(Event::GaveUp { lock: self.lock.to_owned(), id: first })),
+        }
+        self.clean_up(name, pod).await;
+    }
+
+    fn note_asks(&self, asked: i64, id: &str, name: &str) {
+        let (lock, name) = (self.lock.to_owned(), format!("claim/{name}"));
+        let asks = Event::Asks { lock, id: id.to_owned(), kind: Kind::Delegated, name, priority: 0 };
+        self.arena.recorder.note_since(asked, asks);
+    }
+
+    async fn start_pod(&self, name: &str) -> Pod {
+        let policy = if self.whom == For::Pod { "Never" } else { "Always" };
+        self.arena.pods().run(name, policy, Some(self.arena.test.name())).await
+    }
+
+    /// Until it is accepted: the API server may be away.
+    async fn create(&self, claim: LockClaim) -> LockClaim {
+        let api = self.arena.api::<LockClaim>();
+        loop {
+            match api.create(&PostParams::default(), &claim).await {
+                Ok(created) => return created,
+                // The answer to an earlier try was lost.
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    if let Ok(created) = api.get(&claim.name_any()).await {
+                        return created;
+                    }
+                }
+                Err(_) => tokio::time::sleep(AGAIN).await,
+            }
+        }
+    }
+
+    /// Waits until the claim holds. A hasty one is given up somewhere between.
+    async fn told(&mut self, name: &str, hasty: bool) -> Option<Claim> {
+        let mut claims = self.arena.seen.claims.clone();
+        let patience = if hasty { self.dice.millis(0..150) } else { Duration::MAX };
+        let told = claims.wait_for(|claims| claims.get(name).is_some_and(|claim| claim.stage == Stage::Told));
+        tokio::select! {
+            told = told => told.ok()?.get(name).cloned(),
+            () = tokio::time::sleep(patience) => None,
+            () = self.arena.over() => None,
+        }
+    }
+
+    async fn hold(&mut self, name: &str, told: &Claim, pod: Option<&Pod>) {
+        let (lock, id, token) = (self.lock.to_owned(), told.id.clone(), told.token.unwrap_or_default());
+        let (kind, share) = (Kind::Delegated, Share::Permits(1));
+        self.arena.note(Event::Holds { lock, id, kind, token, share, until: None, lease_end: None });
+        let ends = tokio::time::Instant::now() + self.dice.millis(self.holds.clone());
+        while tokio::time::Instant::now() < ends {
+            self.work(&told.id, token).await;
+        }
+        match (self.whom, pod) {
+            (For::Itself, _) | (_, None) => self.stops(&told.id, Why::Released),
+            (For::Pod, Some(_)) => self.end(name, told).await,
+            (For::RestartingPod, Some(_)) => {
+                self.restart(name, told).await;
+                self.end(name, told).await;
+            }
+            (For::VanishingPod, Some(pod)) => {
+                self.restart(name, told).await;
+                self.vanish(told, pod).await;
+            }
+        }
+    }
+
+    async fn work(&mut self, id: &str, token: i64) {
+        let busy = self.dice.millis(1..5);
+        match self.arena.counters(self.lock) {
+            Some(counters) => counters.update(id, token, busy).await,
+            None => tokio::time::sleep(busy).await,
+        }
+        tokio::time::sleep(self.dice.millis(5..20)).await;
+    }
+
+    fn stops(&self, id: &str, why: Why) {
+        self.arena.note(Event::Stopped { lock: self.lock.to_owned(), id: id.to_owned(), why });
+    }
+
+    async fn end(&self, name: &str, told: &Claim) {
+        self.stops(&told.id, Why::PodEnded);
+        self.arena.pods().report(name, json!({"phase": "Succeeded"})).await;
+    }
+
+    /// Its container restarts in place, and it works on.
+    async fn restart(&mut self, name: &str, told: &Claim) {
+        let (pods, token) = (self.arena.pods(), told.token.unwrap_or_default());
+        pods.report(name, containers_terminated(1)).await;
+        self.work(&told.id, token).await;
+        pods.report(name, serving(2, true)).await;
+        let works = tokio::time::Instant::now() + Duration::from_millis(500);
+        while tokio::time::Instant::now() < works {
+            self.work(&told.id, token).await;
+        }
+    }
+
+    /// It goes from the API server, and works on for as long as a kubelet may take.
+    async fn vanish(&mut self, told: &Claim, pod: &Pod) {
+        self.arena.pods().delete_by_force(pod).await;
+        let stops = tokio::time::Instant::now() + Duration::from_secs(20);
+        while tokio::time::Instant::now() < stops && !self.arena.is_over() {
+            self.work(&told.id, told.token.unwrap_or_default()).await;
+        }
+        self.stops(&told.id, Why::PodVanished);
+    }
+
+    /// The claim goes, and its pod.
+    async fn clean_up(&self, name: &str, pod: Option<Pod>) {
+        let claims = self.arena.api::<LockClaim>();
+        let pods = self.arena.pods();
+        if pod.is_some() && self.whom != For::VanishingPod {
+            let over = json!({"phase": "Succeeded"});
+            let patch = Patch::Merge(json!({ "status": over }));
+            pods.api().patch_status(name, &PatchParams::default(), &patch).await.ok();
+        }
+        loop {
+            match claims.delete(name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => break,
+                Ok(_) => break,
+                Err(_) => tokio::time::sleep(AGAIN).await,
+            }
+        }
+        if let Some(pod) = pod {
+            let mut claims = self.arena.seen.claims.clone();
+            let gone = claims.wait_for(|claims| !claims.contains_key(name));
+            tokio::select! {
+                _ = gone => {}
+                () = self.arena.over() => {}
+            }
+            pods.api().delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await.ok();
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! A contended store, for a while; and what its history shows.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::arena::{MUTEX, SEMAPHORE};
+use super::claims::{Claimant, For};
+use super::dice::Dice;
+use super::direct::{Direct, Habits};
+use super::elections::Electorate;
+use super::stage::Stage;
+use crate::support::LIMIT;
+use crate::support::history::{Entry, Event, Invariant, Violation, check, lost_updates, save};
+
+/// The name of claims that hold for long.
+pub(super) const LONG: &str = "long";
+
+/// Who contends.
+#[derive(Debug, Clone)]
+pub(super) struct Load {
+    /// Direct holders of the mutex; the semaphore has as many.
+    pub(super) direct: usize,
+    pub(super) habits: Habits,
+    /// Claims for the mutex.
+    pub(super) claims: Vec<For>,
+    /// How long the claim for the semaphore holds, in milliseconds: most of the time, also when something breaks.
+    pub(super) long: Range<u64>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            direct: 3,
+            habits: Habits::default(),
+            claims: vec![For::Itself, For::Itself, For::Pod],
+            long: 1000..3000,
+        }
+    }
+}
+
+/// What a run has shown.
+pub(super) struct Outcome {
+    pub(super) history: Vec<Entry>,
+    pub(super) violations: Vec<Violation>,
+}
+
+impl Outcome {
+    /// How often somebody learned that it holds.
+    pub(super) fn acquisitions(&self) -> usize {
+        let mut ids = std::collections::HashSet::new();
+        let granted = self.history.iter().filter(|entry| match &entry.event {
+            Event::Holds { id, .. } => ids.insert(id.clone()),
+            Event::Marked { leads, token: Some(token), .. } => *leads && ids.insert(token.to_string()),
+            _ => false,
+        });
+        granted.count()
+    }
+
+    /// Updates that were lost, of the counters that refuse old tokens and of the others.
+    pub(super) fn lost_updates(&self) -> (usize, usize) {
+        let lost = lost_updates(&self.history);
+        let fenced = lost.iter().filter(|(entry, _)| matches!(entry.event, Event::Used { fenced: true, .. })).count();
+        (fenced, lost.len() - fenced)
+    }
+
+    pub(super) fn breaks(&self, invariant: Invariant) -> bool {
+        self.violations.iter().any(|violation| violation.invariant == invariant)
+    }
+
+    /// Keeps the history under this name.
+    pub(super) fn save(&self, name: &str) -> PathBuf {
+        save(&self.history, name)
+    }
+
+    /// Keeps the history under this name, if it shows that something was broken.
+    pub(super) fn keep(&self, name: &str) {
+        if !self.violations.is_empty() {
+            let path = self.save(name);
+            println!("{self}\nthe history is kept: make check-history FILE={}", path.display());
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for violation in self.violations.iter().take(10) {
+            writeln!(f, "{violation}")?;
+        }
+        write!(f, "{} violations", self.violations.len())
+    }
+}
+
+/// Lets them contend while `script` does to the stage what it wants.
+pub(super) async fn contend(
+    stage: &mut Stage,
+    load: &Load,
+    seed: u64,
+    script: impl AsyncFnOnce(&mut Stage),
+) -> Outcome {
+    let mut dice = Dice::new(seed);
+    let arena = stage.arena.clone();
+    let mut holders = JoinSet::new();
+    for lock in [MUTEX, SEMAPHORE] {
+        for _ in 0..load.direct {
+            holders.spawn(Direct::new(&arena, lock, dice.split(), load.habits.clone()).run());
+        }
+    }
+    for (number, whom) in load.claims.iter().enumerate() {
+        let name = format!("claim-{number}");
+        holders.spawn(Claimant::new(&arena, MUTEX, &name, *whom, dice.split()).run());
+    }
+    let long = Claimant::new(&arena, SEMAPHORE, LONG, For::Itself, dice.split()).for_long(load.long.clone());
+    holders.spawn(long.run());
+    holders.spawn(Electorate::new(&arena, dice.split()).run());
+    script(stage).await;
+    arena.stop();
+    let ended = tokio::time::timeout(2 * LIMIT, async {
+        while let Some(ended) = holders.join_next().await {
+            ended.expect("a holder has died of something else than a fault");
+        }
+    });
+    ended.await.expect("the holders end in time");
+    let history = stage.recorder.history();
+    Outcome { violations: check(&history), history }
+}
+
+/// As long as nothing is broken.
+pub(super) async fn for_a_while(time: Duration) {
+    tokio::time::sleep(time).await;
+}
