@@ -1,9 +1,9 @@
 //! The servers that other tests rely on do what those believe, and leave nothing behind.
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{ListParams, PostParams};
@@ -12,8 +12,12 @@ use kube::{Api, Client, Config, ResourceExt};
 use rstest::rstest;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::support::{ControlPlane, LIMIT, PodActor, RedisServer, TestNamespace, containers_terminated, wait_for};
+use crate::support::{
+    ControlPlane, LIMIT, PodActor, Proxy, RedisServer, TestNamespace, containers_terminated, wait_for,
+};
 
 const SOON: Duration = Duration::from_millis(500);
 
@@ -123,6 +127,174 @@ async fn a_paused_redis_answers_when_it_is_resumed() {
     assert!(tokio::time::timeout(SOON, redis.try_send::<String>("PING")).await.is_err());
     redis.process().resume();
     redis.send::<String>("PING").await;
+}
+
+/// A connection on which one types.
+struct Typist(TcpStream);
+
+impl Typist {
+    async fn try_connect(port: u16) -> io::Result<Self> {
+        TcpStream::connect(("127.0.0.1", port)).await.map(Self)
+    }
+
+    async fn connect(port: u16) -> Self {
+        Self::try_connect(port).await.unwrap()
+    }
+
+    async fn send(&mut self, command: &str) {
+        self.0.write_all(format!("{command}\r\n").as_bytes()).await.unwrap();
+    }
+
+    /// `None`: the connection has ended.
+    async fn receive(&mut self) -> Option<String> {
+        let mut answer = [0; 1024];
+        let length = tokio::time::timeout(LIMIT, self.0.read(&mut answer)).await.expect("an answer or an end");
+        let length = length.ok().filter(|length| *length > 0)?;
+        Some(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
+    }
+
+    async fn ask(&mut self, command: &str) -> Option<String> {
+        self.send(command).await;
+        self.receive().await
+    }
+
+    async fn is_silent(&self) -> bool {
+        tokio::time::timeout(SOON, self.0.peek(&mut [0])).await.is_err()
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_passes_what_it_is_asked_and_counts_it() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let mut typist = Typist::connect(proxy.port()).await;
+    assert_eq!(typist.ask("SET key value").await.as_deref(), Some("+OK"));
+    let passed = proxy.passed();
+    assert_eq!((passed.accepted, passed.to_server, passed.from_server, passed.to_client), (1, 15, 5, 5));
+    assert_eq!((passed.dropped, passed.cut), (0, 0));
+    redis.process().interrupt();
+    assert_eq!(typist.receive().await, None, "the end of the server is the end of the connection");
+}
+
+#[tokio::test]
+async fn a_proxy_cuts_what_is_there_and_takes_new_connections() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let (mut one, mut two) = (Typist::connect(proxy.port()).await, Typist::connect(proxy.port()).await);
+    assert_eq!((one.ask("PING").await.as_deref(), two.ask("PING").await.as_deref()), (Some("+PONG"), Some("+PONG")));
+    proxy.cut();
+    assert_eq!((one.receive().await, two.receive().await, proxy.passed().cut), (None, None, 2));
+    let mut three = Typist::connect(proxy.port()).await;
+    assert_eq!(three.ask("PING").await.as_deref(), Some("+PONG"));
+}
+
+#[tokio::test]
+async fn a_proxy_refuses_new_connections_and_leaves_the_others() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let mut before = Typist::connect(proxy.port()).await;
+    assert_eq!(before.ask("PING").await.as_deref(), Some("+PONG"));
+    proxy.refuse(true).await;
+    let refused = Typist::try_connect(proxy.port()).await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(before.ask("PING").await.as_deref(), Some("+PONG"));
+    proxy.refuse(false).await;
+    let mut after = Typist::connect(proxy.port()).await;
+    assert_eq!(after.ask("PING").await.as_deref(), Some("+PONG"));
+}
+
+#[tokio::test]
+async fn a_proxy_points_at_another_server_and_cuts_what_led_to_the_first() {
+    let (one, two) = (RedisServer::start().await, RedisServer::start().await);
+    one.send::<()>("SET name one").await;
+    two.send::<()>("SET name two").await;
+    let proxy = Proxy::start(one.port());
+    let mut typist = Typist::connect(proxy.port()).await;
+    assert_eq!(typist.ask("GET name").await.as_deref(), Some("$3\r\none"));
+    proxy.point_at(two.port());
+    assert_eq!(typist.receive().await, None);
+    let mut typist = Typist::connect(proxy.port()).await;
+    assert_eq!(typist.ask("GET name").await.as_deref(), Some("$3\r\ntwo"));
+}
+
+#[tokio::test]
+async fn a_proxy_keeps_answers_back_and_delivers_them_in_their_order() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let mut typist = Typist::connect(proxy.port()).await;
+    proxy.hold_replies(true);
+    for (command, answered) in [("INCR n", 4), ("INCR n", 8)] {
+        typist.send(command).await;
+        wait_for("Redis answers", LIMIT, async || (proxy.passed().from_server == answered).then_some(())).await;
+    }
+    assert_eq!(redis.send::<i64>("GET n").await, 2, "the requests are not kept back");
+    assert!(typist.is_silent().await && proxy.passed().to_client == 0);
+    proxy.hold_replies(false);
+    wait_for("all is delivered", LIMIT, async || (proxy.passed().to_client == 8).then_some(())).await;
+    assert_eq!(typist.receive().await.as_deref(), Some(":1\r\n:2"));
+}
+
+#[tokio::test]
+async fn a_proxy_delivers_answers_later() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let mut typist = Typist::connect(proxy.port()).await;
+    proxy.delay_replies(SOON);
+    let start = Instant::now();
+    assert_eq!(typist.ask("PING").await.as_deref(), Some("+PONG"));
+    assert!(start.elapsed() >= SOON, "{:?}", start.elapsed());
+    proxy.delay_replies(Duration::ZERO);
+    let start = Instant::now();
+    assert_eq!(typist.ask("PING").await.as_deref(), Some("+PONG"));
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_proxy_swallows_answers_to_what_has_been_done() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let (mut other, mut typist) = (Typist::connect(proxy.port()).await, Typist::connect(proxy.port()).await);
+    proxy.aim_at("INCR");
+    proxy.drop_replies(1);
+    assert_eq!(other.ask("PING").await.as_deref(), Some("+PONG"), "it was not aimed at");
+    assert_eq!(typist.ask("INCR n").await, None);
+    let passed = proxy.passed();
+    assert_eq!((passed.dropped, passed.cut), (4, 1));
+    assert_eq!(redis.send::<i64>("GET n").await, 1, "Redis has done it");
+    let mut typist = Typist::connect(proxy.port()).await;
+    assert_eq!(typist.ask("INCR n").await.as_deref(), Some(":2"), "one answer was to be swallowed");
+}
+
+#[tokio::test]
+async fn a_proxy_repeats_a_request_after_its_connection_has_ended() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let mut typist = Typist::connect(proxy.port()).await;
+    proxy.aim_at("INCR");
+    for command in ["INCR n", "PING"] {
+        typist.ask(command).await.unwrap();
+    }
+    proxy.cut();
+    assert_eq!(String::from_utf8(proxy.repeat_request().await).unwrap(), ":2\r\n");
+    assert_eq!(redis.send::<i64>("GET n").await, 2);
+}
+
+#[tokio::test]
+async fn a_replica_has_what_its_master_has_until_its_link_is_cut_and_can_be_promoted() {
+    let master = RedisServer::start().await;
+    master.send::<()>("SET key first").await;
+    let link = Proxy::start(master.port());
+    let replica = RedisServer::replica_of(link.port()).await;
+    master.send::<()>("SET key second").await;
+    master.wait_for_replica(&replica).await;
+    assert_eq!(replica.send::<Option<String>>("GET key").await.as_deref(), Some("second"));
+    link.refuse(true).await;
+    link.cut();
+    master.send::<()>("SET key third").await;
+    replica.promote().await;
+    assert_eq!(replica.send::<Option<String>>("GET key").await.as_deref(), Some("second"));
+    assert_eq!(replica.replication("role").await.as_deref(), Some("master"));
+    replica.send::<()>("SET key own").await;
 }
 
 #[tokio::test]

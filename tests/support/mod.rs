@@ -8,6 +8,7 @@ mod controller;
 mod namespace;
 mod pods;
 mod process;
+mod proxy;
 mod redis_server;
 mod scratch;
 mod wait;
@@ -19,6 +20,7 @@ pub(crate) use {
     namespace::TestNamespace,
     pods::{PodActor, containers_terminated, serving},
     process::{Process, free_port},
+    proxy::{Passed, Proxy},
     redis_server::RedisServer,
     scratch::Scratch,
     wait::{LIMIT, eventually, wait_for},

@@ -41,6 +41,13 @@ impl RedisServer {
         server
     }
 
+    /// A replica of the server on this port, which may be a proxy's; it has what that one has.
+    pub(crate) async fn replica_of(port: u16) -> Self {
+        let server = Self::start().await;
+        server.follow(port).await;
+        server
+    }
+
     /// A port where a server will be.
     pub(crate) fn not_started(options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
@@ -61,6 +68,8 @@ impl RedisServer {
         let mut args = vec!["--port".to_owned(), self.port.to_string()];
         let folder = self.scratch.path().display().to_string();
         args.extend(["--bind", "127.0.0.1", "--save", "", "--dir", &folder].map(ToOwned::to_owned));
+        // A replica is not to wait for others that might come.
+        args.extend(["--repl-diskless-sync-delay", "0"].map(ToOwned::to_owned));
         args.extend(self.options.clone());
         self.process = Some(spawn(&self.program, &self.scratch, &args));
         let up = eventually(LIMIT, async || {
@@ -71,6 +80,35 @@ impl RedisServer {
             self.try_send::<String>("PING").await.ok()
         });
         assert!(up.await.is_some(), "redis-server doesn't answer:\n{}", self.log());
+    }
+
+    /// Makes it a replica of the server on this port, and waits until it has what that one has.
+    pub(crate) async fn follow(&self, port: u16) {
+        self.send::<()>(&format!("REPLICAOF 127.0.0.1 {port}")).await;
+        let linked = async || (self.replication("master_link_status").await? == "up").then_some(());
+        assert!(eventually(LIMIT, linked).await.is_some(), "the replica has no link:\n{}", self.log());
+    }
+
+    /// Makes it a master.
+    pub(crate) async fn promote(&self) {
+        self.send::<()>("REPLICAOF NO ONE").await;
+    }
+
+    /// Waits until a replica has everything that this server has done.
+    pub(crate) async fn wait_for_replica(&self, replica: &Self) {
+        let caught_up = async || {
+            let (done, has) =
+                (self.replication("master_repl_offset").await?, replica.replication("slave_repl_offset").await?);
+            (done == has).then_some(())
+        };
+        assert!(eventually(LIMIT, caught_up).await.is_some(), "the replica lags behind:\n{}", replica.log());
+    }
+
+    /// A field of `INFO replication`.
+    pub(crate) async fn replication(&self, field: &str) -> Option<String> {
+        let info: String = self.try_send("INFO replication").await.ok()?;
+        let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.map(|value| value.trim().to_owned())
     }
 
     /// Ends it at once, and forgets what it has on disk.
