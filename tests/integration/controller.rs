@@ -3,6 +3,7 @@
 mod claims;
 mod elections;
 mod fixture;
+mod incarnations;
 mod locks;
 mod pods;
 mod recovery;

@@ -15,6 +15,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
+use super::boottime::boottime;
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{api_of, set_finalizer};
 use super::{Context, Error, election};
@@ -172,6 +173,7 @@ async fn settle(
         }
         Step::Recover => return recover(ctx, lock, key, open).await,
         Step::Outgrow(epoch) => {
+            ctx.stores.quarantine(lock.store_name(), boottime() + quarantine(lock));
             ctx.stores.outgrow(lock.store_name(), epoch);
             let why = "its record in Redis was lost; it is made again with a new epoch";
             report(ctx, lock, None, &Readiness::not(reasons::RECORD_LOST, why)).await?;

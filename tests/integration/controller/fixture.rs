@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Resource, ResourceExt};
 use leasehold::api::condition::{self, reasons, types};
@@ -155,6 +156,15 @@ impl Fixture {
             held.is_some_and(|held| [reasons::WAITING, reasons::GRANTED, reasons::HELD].contains(&held.reason.as_str()))
         })
         .await
+    }
+
+    /// Waits until an Event with this reason tells of an object of the namespace, or of the store.
+    pub(crate) async fn event(&self, object: &str, reason: &str) -> Event {
+        let named = ListParams::default().fields(&format!("involvedObject.name={object},reason={reason}"));
+        let namespace = if object == self.store_name() { "default" } else { self.test.name() };
+        let events: Api<Event> = Api::namespaced(self.test.client(), namespace);
+        let told = async || events.list(&named).await.ok()?.items.into_iter().next();
+        wait_for(&format!("an Event {reason} of {object}"), LIMIT, told).await
     }
 
     pub(crate) fn pods(&self) -> PodActor {
