@@ -411,3 +411,50 @@ async fn nothing_is_granted_beside_a_delegated_hold_while_it_is_put_back() {
     let granted = tokio::time::timeout(LIMIT, greedy).await.expect("it is free").unwrap();
     assert!(granted.token.get() > told);
 }
+
+/// Turns of a direct holder; the last token.
+async fn turns(f: &Fixture, lock: &str, name: &str, count: u32) -> i64 {
+    let (workload, key, mut last) = (f.workload(), f.key(lock), 0);
+    for turn in 0..count {
+        let request = request(&format!("{name}-{turn}"), Wait::No);
+        let answer = workload.acquire(&key, &request).await.unwrap();
+        let Acquired::Granted(grant) = answer else { panic!("not granted: {answer:?}") };
+        assert!(grant.token.get() > last);
+        last = grant.token.get();
+        workload.release(&key, &request.id).await.unwrap();
+    }
+    last
+}
+
+#[tokio::test]
+async fn tokens_rise_also_when_etcd_is_put_back_beside_an_empty_redis() {
+    let mut f = Fixture::alone().await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 2).await;
+    f.ready_lock("told", |spec| spec.lease_duration_seconds = 2).await;
+    f.claim("before", "told", |_| {}).await;
+    let before = f.token_of("before").await;
+    turns(&f, "a", "before", 3).await;
+    f.controller.stop();
+    let copy = f.test.plane().save_etcd().await;
+    f.controller.restart().await;
+    f.store_is("is Ready", is_ready).await;
+    f.delete::<LockClaim>("before").await;
+    f.claim("since", "told", |_| {}).await;
+    let since = f.token_of("since").await;
+    let direct = turns(&f, "a", "since", 50).await;
+
+    f.controller.stop();
+    f.test.plane().put_etcd_back(&copy).await;
+    f.redis.kill();
+    f.redis.restart().await;
+    f.controller.restart().await;
+    f.store_is("is Ready", is_ready).await;
+    assert_eq!(f.token_of("before").await, before, "the copy has it as held");
+    f.claim("next", "a", |_| {}).await;
+    let next = f.token_of("next").await;
+    assert!(next > direct, "{next} is not above {direct}");
+    f.delete::<LockClaim>("before").await;
+    f.claim("after", "told", |_| {}).await;
+    let after = f.token_of("after").await;
+    assert!(after > since, "{after} is not above {since}");
+}
