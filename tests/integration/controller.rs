@@ -1,6 +1,7 @@
 //! The controller against a real API server and a real Redis.
 
 mod claims;
+mod deletion;
 mod elections;
 mod fixture;
 mod incarnations;
