@@ -70,6 +70,8 @@ pub mod reasons {
     pub const OPENING: &str = "Opening";
     /// The ConfigMap that mirrors the epochs can't be written; the controller's namespace must exist.
     pub const EPOCH_NOT_NOTED: &str = "EpochNotNoted";
+    /// Redis started again, was replaced, or lost data: what was lost is put back.
+    pub const RECOVERING: &str = "Recovering";
     /// Nothing is left to be recovered.
     pub const RECOVERED: &str = "Recovered";
     /// The store doesn't answer in time.

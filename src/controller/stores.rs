@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use kube::{Api, Client};
 use tokio::sync::watch;
@@ -67,6 +68,8 @@ pub(super) struct Seat {
 struct Handle {
     state: watch::Receiver<StoreState>,
     token_floor: i64,
+    /// On our own clock.
+    quarantined_until: Duration,
     outgrown: watch::Sender<Epoch>,
 }
 
@@ -79,7 +82,7 @@ impl Stores {
     pub(super) fn seat(&self, name: &str, token_floor: i64) -> Seat {
         let (state, seen) = watch::channel(StoreState::starting());
         let (wanted, outgrown) = watch::channel(Epoch::default());
-        let handle = Handle { state: seen, outgrown: wanted, token_floor };
+        let handle = Handle { state: seen, outgrown: wanted, token_floor, quarantined_until: Duration::ZERO };
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), handle);
         Seat { state, outgrown }
     }
@@ -120,6 +123,20 @@ impl Stores {
         if let Some(handle) = stores.get_mut(name) {
             handle.token_floor = handle.token_floor.max(floor);
         }
+    }
+
+    /// A lock of this store grants nothing until then, on our own clock.
+    pub(super) fn quarantine(&self, name: &str, until: Duration) {
+        let mut stores = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = stores.get_mut(name) {
+            handle.quarantined_until = handle.quarantined_until.max(until);
+        }
+    }
+
+    /// Until when locks of this store grant nothing, on our own clock.
+    pub(super) fn quarantined_until(&self, name: &str) -> Duration {
+        let stores = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        stores.get(name).map_or(Duration::ZERO, |handle| handle.quarantined_until)
     }
 
     /// Asks for an epoch above `epoch`. Asking again costs nothing.

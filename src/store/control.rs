@@ -242,6 +242,20 @@ impl Control {
         Ok(Ok(Changes { batch, locks }))
     }
 
+    /// Whether each of these locks has a record. Changes nothing, and asks about no term.
+    pub async fn have_records(&self, locks: &[LockKey]) -> Result<bool, StoreError> {
+        const COMMAND: &str = "EXISTS";
+        let mut cmd = redis::cmd(COMMAND);
+        for lock in locks {
+            let [record, _, _] = lock_keys(&self.store.prefix, lock);
+            cmd.arg(record);
+        }
+        match self.store.call(COMMAND, &cmd).await? {
+            Value::Int(found) => Ok(usize::try_from(found) == Ok(locks.len())),
+            other => Err(unreadable(COMMAND, &other)),
+        }
+    }
+
     /// Leaves the prefix to another `LockStore`. Its epochs stay used.
     pub async fn leave(&self) -> Answer<()> {
         const FUNCTION: &str = "leasehold1_leave";

@@ -47,6 +47,14 @@ pub struct Isolation {
     pub max_lag: Duration,
 }
 
+impl Isolation {
+    /// How long a master that is cut off goes on before it stops by itself; 0 where it never does, for then no wait is
+    /// long enough.
+    pub fn goes_on_for(self) -> Duration {
+        if self.min_replicas > 0 { self.max_lag } else { Duration::ZERO }
+    }
+}
+
 impl ServerFacts {
     /// How long a master that was replaced may go on granting; `None`: nothing bounds it.
     pub fn isolated_for(&self) -> Option<Duration> {

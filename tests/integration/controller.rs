@@ -1,9 +1,11 @@
 //! The controller against a real API server and a real Redis.
 
 mod claims;
+mod deletion;
 pub(crate) mod elections;
 pub(crate) mod fixture;
 mod force_release;
+mod incarnations;
 mod locks;
 mod pods;
 pub(crate) mod recovery;

@@ -41,9 +41,10 @@ pub(crate) struct ControlPlane {
     programs: Programs,
     port: u16,
     etcd_port: u16,
+    peer_port: u16,
     apiserver: Mutex<Option<Process>>,
     manager: Mutex<Option<Process>>,
-    etcd: Process,
+    etcd: Mutex<Option<Process>>,
     scratch: Scratch,
 }
 
@@ -85,24 +86,62 @@ impl ControlPlane {
         let scratch = Scratch::new("cluster");
         let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
         prepare(&scratch, port);
-        let etcd = start_part(
-            &programs,
-            &scratch,
+        let (apiserver, manager, etcd) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let plane = Self { programs, port, etcd_port, peer_port, apiserver, manager, etcd, scratch };
+        plane.start_all().await;
+        plane
+    }
+
+    async fn start_all(&self) {
+        self.start_etcd();
+        self.start_apiserver().await;
+        self.start_manager();
+    }
+
+    fn start_etcd(&self) {
+        let (port, peer_port) = (self.etcd_port, self.peer_port);
+        let process = start_part(
+            &self.programs,
+            &self.scratch,
             "etcd",
             &[
-                format!("--data-dir={}", scratch.path().join("etcd").display()),
-                format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"),
-                format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"),
+                format!("--data-dir={}", self.etcd_data().display()),
+                format!("--listen-client-urls=http://127.0.0.1:{port}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{port}"),
                 format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
                 "--unsafe-no-fsync".to_owned(),
                 "--log-level=error".to_owned(),
             ],
         );
-        let plane =
-            Self { programs, port, etcd_port, apiserver: Mutex::default(), manager: Mutex::default(), etcd, scratch };
-        plane.start_apiserver().await;
-        plane.start_manager();
-        plane
+        *self.etcd.lock().expect("not poisoned") = Some(process);
+    }
+
+    fn etcd_data(&self) -> PathBuf {
+        self.scratch.path().join("etcd")
+    }
+
+    /// The API server before its etcd: without that it hangs.
+    fn stop_all(&self) {
+        *self.manager.lock().expect("not poisoned") = None;
+        self.stop_apiserver();
+        *self.etcd.lock().expect("not poisoned") = None;
+    }
+
+    /// Keeps a copy of everything that etcd has now; all parts are down meanwhile.
+    pub(crate) async fn save_etcd(&self) -> Scratch {
+        let copy = Scratch::new("etcd");
+        self.stop_all();
+        copy_folder(&self.etcd_data(), &copy.path().join("etcd"));
+        self.start_all().await;
+        copy
+    }
+
+    /// Puts an older copy back in the place of what etcd has now, as one does from a backup.
+    pub(crate) async fn put_etcd_back(&self, copy: &Scratch) {
+        self.stop_all();
+        std::fs::remove_dir_all(self.etcd_data()).expect("removed");
+        copy_folder(&copy.path().join("etcd"), &self.etcd_data());
+        self.start_all().await;
     }
 
     /// Starts the API server on its port, and waits until it is ready.
@@ -167,7 +206,7 @@ impl ControlPlane {
     /// The process ids of its parts.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let running = |part: &Mutex<Option<Process>>| part.lock().expect("not poisoned").as_ref().map(Process::pid);
-        [Some(self.etcd.pid()), running(&self.apiserver), running(&self.manager)].into_iter().flatten().collect()
+        [&self.etcd, &self.apiserver, &self.manager].into_iter().filter_map(running).collect()
     }
 
     /// Where everything that it writes is.
@@ -251,10 +290,8 @@ impl ControlPlane {
 }
 
 impl Drop for ControlPlane {
-    /// The API server before its etcd: without that it hangs.
     fn drop(&mut self) {
-        *self.manager.lock().expect("not poisoned") = None;
-        self.stop_apiserver();
+        self.stop_all();
     }
 }
 
@@ -271,6 +308,11 @@ fn prepare(scratch: &Scratch, port: u16) {
         );
         scratch.write(&format!("{short}.kubeconfig"), &config);
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().expect("cp runs");
+    assert!(copied.success(), "{} can't be copied", from.display());
 }
 
 fn start_part(programs: &Programs, scratch: &Scratch, name: &str, args: &[String]) -> Process {

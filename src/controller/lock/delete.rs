@@ -18,15 +18,17 @@ use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
 use super::force::{self, Heeded};
+use super::record::listed_claims;
 use super::status::Readiness;
 use super::{Accepted, SLOW_LOOK, SOON, accept, observe, report, settle};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, FINALIZER, LockStore};
+use crate::controller::claim::remembered;
 use crate::controller::writes::{api_of, is_conflict, is_not_found, replace_status, set_finalizer};
 use crate::controller::{Context, Error, OpenStore, election};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::LockKey;
-use crate::store::{Refusal, Sealed};
+use crate::store::{Inspection, Refusal, Sealed};
 
 /// How soon a deletion that waits for holders is looked at again.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -85,10 +87,8 @@ async fn seal(
         return Ok(Action::requeue(elected.within.unwrap_or(Duration::from_millis(1))));
     }
     if pinned > 0 {
-        let message = format!("it is being deleted and waits for {pinned} claims that hold it");
         let record = open.control.store().inspect(key).await?;
-        report(ctx, lock, record.as_ref(), &Readiness::not(reasons::DELETING, message)).await?;
-        return Ok(Action::requeue(PATIENCE));
+        return wait_for_claims(ctx, lock, record.as_ref(), usize::try_from(pinned).unwrap_or(usize::MAX)).await;
     }
     if direct > Duration::ZERO {
         let message = format!("it is being deleted; its last lease ends within {} s", direct.as_secs() + 1);
@@ -106,18 +106,21 @@ async fn seal(
     }
 }
 
-/// The store can't be asked. A namespace that goes, and a store that is gone, are not waited for: the record stays
-/// in Redis, if that still exists, and the next lock of this name goes on above its last token.
+/// The store can't be asked. Where the namespace goes, or the store itself, Redis is not waited for: the record stays in
+/// it, if it still exists, and the next lock of this name goes on above its last token. Who runs is waited for, as etcd
+/// has them.
 async fn without_store(
     ctx: &Context,
     lock: &DistributedLock,
     key: &LockKey,
     readiness: Readiness,
 ) -> Result<Action, Error> {
-    let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
-    let namespace = namespaces.get_opt(&lock.namespace().unwrap_or_default()).await?;
-    let leaving = namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some());
-    if leaving || readiness.reason == reasons::STORE_NOT_FOUND {
+    if goes_all_together(ctx, lock).await? {
+        let claims = listed_claims(ctx, lock).await?;
+        let holding = claims.iter().filter(|claim| remembered(claim, key).is_some()).count();
+        if holding > 0 {
+            return wait_for_claims(ctx, lock, None, holding).await;
+        }
         warn!(%key, reason = readiness.reason, "deleted without its store");
         let known = lock.status.as_ref().and_then(|status| status.fencing_token).unwrap_or(0);
         raise_token_floor(ctx, lock.store_name(), known).await?;
@@ -125,6 +128,29 @@ async fn without_store(
     }
     let message = format!("it is being deleted, but {}", readiness.message);
     report(ctx, lock, None, &Readiness::not(readiness.reason, message)).await?;
+    Ok(Action::requeue(PATIENCE))
+}
+
+/// Whether the namespace of a lock is being deleted, or its store is, or is gone.
+async fn goes_all_together(ctx: &Context, lock: &DistributedLock) -> Result<bool, Error> {
+    let namespaces: Api<Namespace> = Api::all(ctx.client.clone());
+    let namespace = namespaces.get_opt(&lock.namespace().unwrap_or_default()).await?;
+    if namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
+        return Ok(true);
+    }
+    let stores: Api<LockStore> = Api::all(ctx.client.clone());
+    let store = stores.get_opt(lock.store_name()).await?;
+    Ok(store.is_none_or(|store| store.metadata.deletion_timestamp.is_some()))
+}
+
+async fn wait_for_claims(
+    ctx: &Context,
+    lock: &DistributedLock,
+    record: Option<&Inspection>,
+    holding: usize,
+) -> Result<Action, Error> {
+    let message = format!("it is being deleted and waits for {holding} claims that hold it");
+    report(ctx, lock, record, &Readiness::not(reasons::DELETING, message)).await?;
     Ok(Action::requeue(PATIENCE))
 }
 

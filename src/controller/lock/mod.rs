@@ -17,6 +17,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
+use super::boottime::boottime;
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{api_of, set_finalizer};
 use super::{Context, Error, election};
@@ -93,14 +94,16 @@ enum Accepted {
     NotOurs,
 }
 
+/// Whether the lock can be looked after now. One that is being deleted need neither be allowed nor understood.
 async fn accept(ctx: &Context, lock: &DistributedLock) -> Result<Accepted, Error> {
     let name = lock.store_name();
+    let leaving = lock.metadata.deletion_timestamp.is_some();
     let state = match ctx.whose_store(name).await? {
         Whose::Theirs => return Ok(Accepted::NotOurs),
         Whose::Ours(state) => Some(state),
         Whose::Nobodys => None,
     };
-    if let Some(field) = lock.unsupported_value() {
+    if let Some(field) = lock.unsupported_value().filter(|_| !leaving) {
         let message = format!("{field} has a value that this release doesn't know");
         return Ok(Accepted::No(Readiness::not(reasons::UNSUPPORTED_VALUE, message)));
     }
@@ -113,7 +116,7 @@ async fn accept(ctx: &Context, lock: &DistributedLock) -> Result<Accepted, Error
             let message = format!("the LockStore {name} is not Ready ({reason}): {message}");
             Readiness::not(reasons::STORE_NOT_READY, message)
         }
-        Some(StoreState::Ready(open)) if !allowed(ctx, lock, &open.object).await? => {
+        Some(StoreState::Ready(open)) if !leaving && !allowed(ctx, lock, &open.object).await? => {
             let message = format!("the LockStore {name} doesn't allow this namespace; see its allowedNamespaces");
             Readiness::not(reasons::NAMESPACE_NOT_ALLOWED, message)
         }
@@ -180,6 +183,7 @@ async fn settle(
         }
         Step::Recover => return recover(ctx, lock, key, open).await,
         Step::Outgrow(epoch) => {
+            ctx.stores.quarantine(lock.store_name(), boottime() + quarantine(lock));
             ctx.stores.outgrow(lock.store_name(), epoch);
             let why = "its record in Redis was lost; it is made again with a new epoch";
             report(ctx, lock, None, &Readiness::not(reasons::RECORD_LOST, why)).await?;

@@ -9,6 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
+use super::super::boottime::boottime;
 use super::super::claim::{claim_of_id, records, rejoin, remembered};
 use super::super::stores::OpenStore;
 use super::super::writes::{api_of, replace_status};
@@ -100,6 +101,7 @@ pub(super) async fn recover(
     wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
     wanted.holds.extend(as_recorded(ctx, lock).await?.iter().flat_map(election::remembered));
     let note = format!("its record in Redis was lost; {} delegated holds are put back", wanted.holds.len());
+    ctx.stores.quarantine(lock.store_name(), boottime() + wanted.quarantine);
     let action = apply(ctx, lock, key, open, &wanted, claims.iter()).await?;
     warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
     ctx.events.warning(lock, reasons::RECORD_LOST, "Provision", note).await;

@@ -21,12 +21,13 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
-use super::super::boottime::since;
+use super::super::boottime::{boottime, since};
 use super::super::claim::{rejoin, remembered};
 use super::super::lock::{provision, quarantine};
 use super::super::{Context, election};
 use super::ledger::Ledger;
 use super::mirror;
+use super::report::RECOVERING;
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, DistributedLock, LockClaim, LockStoreStatus};
@@ -39,6 +40,13 @@ use crate::store::{Control, Heartbeat, Opening};
 struct Restored {
     locks: Vec<LockKey>,
     claims: Vec<LockClaim>,
+}
+
+/// A gate that was opened.
+pub(super) struct Opened {
+    pub(super) epoch: Epoch,
+    /// What was lost, or may have been, in words for people; `None`: nothing.
+    pub(super) lost: Option<String>,
 }
 
 /// Who opens.
@@ -55,7 +63,7 @@ pub(super) struct Opener<'a> {
 
 impl Opener<'_> {
     /// Opens, and says with which epoch.
-    pub(super) async fn open(&self, heartbeat: &Heartbeat, incarnation: &str) -> Result<Epoch, Trouble> {
+    pub(super) async fn open(&self, heartbeat: &Heartbeat, incarnation: &str) -> Result<Opened, Trouble> {
         let status = self.ledger.api().get_status(self.name).await?.status.unwrap_or_default();
         let known = status.incarnation.as_deref() == Some(incarnation);
         let reload = known && heartbeat.gate.is_none();
@@ -74,7 +82,17 @@ impl Opener<'_> {
             rejoin(self.ctx, self.control, lock, restored.claims.iter()).await?;
         }
         info!(store = self.name, epoch = epoch.get(), incarnation, "the gate is open");
-        Ok(epoch)
+        let again = status.epoch.is_some() && !reload;
+        let lost = again.then(|| match heartbeat.gate {
+            Some(_) => format!("records are missing in Redis; they are made again in epoch {}", epoch.get()),
+            None => format!(
+                "Redis started again, was replaced or has set its clock: {} locks were put back, in epoch {}; each grants \
+                 nothing until no lease of before can be believed",
+                restored.locks.len(),
+                epoch.get()
+            ),
+        });
+        Ok(Opened { epoch, lost })
     }
 
     /// A fresh epoch, in etcd before anything uses it: above every one that etcd's statuses, the mirror, Redis's own key
@@ -87,11 +105,12 @@ impl Opener<'_> {
         let status = self
             .ledger
             .update(Failpoint::StoreEpoch, |status: &mut LockStoreStatus| {
+                let reason = status.epoch.map_or(reasons::OPENING, |_| reasons::RECOVERING);
                 let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
                 let used = used.max(heartbeat.gate.map_or(0, Epoch::get)).max(elsewhere);
                 status.epoch = Some((used + 1).max(minimum).max(since_2026.get()));
-                let (is, why) = (ConditionStatus::True, "leases are put back before anything is granted");
-                condition::set(&mut status.conditions, types::RECOVERING, is, reasons::OPENING, why, None, now);
+                let (type_, is, why) = (types::RECOVERING, ConditionStatus::True, RECOVERING);
+                condition::set(&mut status.conditions, type_, is, reason, why, None, now);
             })
             .await?;
         let epoch = status.epoch.and_then(Epoch::new);
@@ -133,6 +152,7 @@ impl Opener<'_> {
             wanted.quarantine = (quarantine(lock) + self.isolated_for).saturating_sub(since(self.since));
             wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
             wanted.holds.extend(election::remembered(lock));
+            self.ctx.stores.quarantine(self.name, boottime() + wanted.quarantine);
             around(Failpoint::StoreRestore, self.control.restore(&key, &wanted, opening)).await??;
             restored.push(key);
         }

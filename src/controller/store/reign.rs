@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::super::boottime::{boottime, since};
+use super::super::lock::quarantine;
 use super::super::stores::{OpenStore, Seat, StoreState};
 use super::super::writes::set_finalizer;
 use super::super::{Context, Error};
@@ -25,7 +26,7 @@ use super::clock::ServerClock;
 use super::ledger::Ledger;
 use super::link::Link;
 use super::missing;
-use super::opening::Opener;
+use super::opening::{Opened, Opener};
 use super::report::{self, News};
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
@@ -50,6 +51,8 @@ pub(super) struct Reign {
     ledger: Ledger,
     /// The incarnation that answers, and since when, on our own clock.
     seen: Option<(String, Duration)>,
+    /// How long a master that is cut off may go on, by the settings of every server that has answered.
+    isolated_for: Duration,
     /// The clock of the process that answers.
     clock: ServerClock,
     /// When that clock was last seen to be set, on our own.
@@ -73,6 +76,7 @@ impl Reign {
             link: None,
             ledger,
             seen: None,
+            isolated_for: Duration::ZERO,
             clock: ServerClock::default(),
             stepped_at: None,
             outgrown_at: None,
@@ -82,6 +86,7 @@ impl Reign {
 
     /// Runs until another controller reigns.
     pub(super) async fn run(mut self) -> Result<(), Error> {
+        self.go_on_recovering();
         let mut tick = tokio::time::interval(HEARTBEAT_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -150,7 +155,8 @@ impl Reign {
         let Some(link) = &mut self.link else {
             return Err(Trouble::new(reasons::UNREACHABLE, "not connected"));
         };
-        link.facts().await?;
+        let facts = link.facts().await?;
+        self.isolated_for = self.isolated_for.max(facts.isolation.unwrap_or_default().goes_on_for());
         let store = link.store.clone();
         let uid = object.uid().unwrap_or_default();
         let term = match self.ledger.term() {
@@ -175,6 +181,7 @@ impl Reign {
             return Err(Trouble::new(reasons::NOT_MASTER, message));
         }
         let new = self.look_who_answers(&heartbeat).await?;
+        let heartbeat = self.close_if_forsaken(&control, heartbeat).await?;
         if let Some(step) = self.clock.read(sent, answered, heartbeat.now) {
             return Err(self.clock_stepped(&control, step).await?);
         }
@@ -197,6 +204,31 @@ impl Reign {
             link.ensure_library().await?;
         }
         Ok(true)
+    }
+
+    /// A gate that another incarnation was opened after, in a higher epoch: a master that was replaced, that nobody
+    /// demoted, answers again. What the other has granted, it doesn't know: it is closed, and opened as a new one is.
+    async fn close_if_forsaken(&self, control: &Control, heartbeat: Heartbeat) -> Result<Heartbeat, Trouble> {
+        let status = self.object.borrow().status.clone().unwrap_or_default();
+        let other = status.incarnation.is_some_and(|known| known != incarnation(&heartbeat));
+        let outdated = heartbeat.gate.is_some_and(|gate| Some(gate.get()) < status.epoch);
+        if !other || !outdated {
+            return Ok(heartbeat);
+        }
+        around(Failpoint::StoreClose, control.close()).await??;
+        warn!(store = self.name, epoch = status.epoch, "the gate of a master that was replaced is closed");
+        Ok(Heartbeat { gate: None, ..heartbeat })
+    }
+
+    /// The reign before this one has opened the gate, and may have gone before what it had to wait for was over.
+    fn go_on_recovering(&self) {
+        let object = self.object.borrow().clone();
+        let conditions = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        if condition::is_true(conditions, types::RECOVERING) {
+            let locks = self.ctx.locks();
+            let longest = locks.iter().filter(|lock| lock.store_name() == self.name).map(|lock| quarantine(lock)).max();
+            self.ctx.stores.quarantine(&self.name, boottime() + longest.unwrap_or_default());
+        }
     }
 
     /// Leases were measured by a clock that was set: some have ended early, some last too long. The incarnation goes
@@ -248,12 +280,14 @@ impl Reign {
             self.outgrown_at = Some(Instant::now());
         }
         let since = self.seen.as_ref().map_or_else(boottime, |(_, since)| *since);
-        let facts = self.link.as_ref().and_then(Link::known_facts);
-        let isolated_for = facts.and_then(|facts| facts.isolated_for()).unwrap_or_default();
         let (ctx, name, ledger, control_of) = (&self.ctx, &self.name, &self.ledger, &control);
-        let opening = Opener { ctx, name, ledger, since, isolated_for, control: control_of };
-        let epoch = opening.open(&heartbeat, &incarnation).await?;
+        let opening = Opener { ctx, name, ledger, since, isolated_for: self.isolated_for, control: control_of };
+        let Opened { epoch, lost } = opening.open(&heartbeat, &incarnation).await?;
         self.note_open(&incarnation, epoch).await?;
+        if let Some(lost) = lost {
+            let object = self.object.borrow().clone();
+            self.ctx.events.warning(&*object, reasons::RECOVERING, "OpenGate", lost).await;
+        }
         Ok(self.open_store(control, epoch))
     }
 
@@ -310,7 +344,8 @@ impl Reign {
         }
         let facts = self.link.as_ref().and_then(Link::known_facts);
         let clock_stepped = self.stepped_at.is_some_and(|at| since(at) < self.longest_lease());
-        let news = News { facts, clock_stepped, ready: ready && !leaving, reason, message: &message };
+        let recovering = boottime() < self.ctx.stores.quarantined_until(&self.name);
+        let news = News { facts, clock_stepped, recovering, ready: ready && !leaving, reason, message: &message };
         let report = report::report(&self.ctx.events, &self.ledger, &object, &news);
         match tokio::time::timeout(REPORT_LIMIT, report).await {
             Ok(Ok(())) => {}

@@ -8,25 +8,31 @@ use crate::api::{ConditionStatus, LockStore, LockStoreStatus};
 use crate::failpoint::Failpoint;
 use crate::store::ServerFacts;
 
+/// What is said while it is True.
+pub(super) const RECOVERING: &str =
+    "what was lost is put back; a lock grants nothing while a lease of before may be believed";
+
 /// What is to be said.
 pub(super) struct News<'a> {
     /// Of the server, once it has been asked.
     pub(super) facts: Option<ServerFacts>,
     /// A lease of before the server's clock was set may still be believed.
     pub(super) clock_stepped: bool,
+    /// A lock grants nothing yet, since a lease of before a loss may still be believed.
+    pub(super) recovering: bool,
     pub(super) ready: bool,
     pub(super) reason: &'static str,
     pub(super) message: &'a str,
 }
 
-/// Writes the status if it says something else, and an Event if `Ready` has changed.
+/// Writes the status if it says something else, and an Event if `Ready` has changed or all is recovered.
 pub(super) async fn report(
     events: &Events,
     ledger: &Ledger,
     object: &LockStore,
     news: &News<'_>,
 ) -> Result<(), Trouble> {
-    let News { facts, clock_stepped, ready, reason, message } = news;
+    let News { facts, clock_stepped, recovering, ready, reason, message } = news;
     let generation = object.metadata.generation;
     let now = jiff::Timestamp::now();
     let change = |status: &mut LockStoreStatus| {
@@ -40,7 +46,10 @@ pub(super) async fn report(
             condition::set(&mut status.conditions, type_, ok, reason, message, generation, now);
         }
         condition::set(&mut status.conditions, types::READY, *ready, reason, message, generation, now);
-        if *ready {
+        if *recovering {
+            let (type_, reason) = (types::RECOVERING, reasons::RECOVERING);
+            condition::set(&mut status.conditions, type_, true, reason, RECOVERING, generation, now);
+        } else if *ready {
             let why = "nothing is to be recovered";
             let reason = reasons::RECOVERED;
             condition::set(&mut status.conditions, types::RECOVERING, false, reason, why, generation, now);
@@ -56,14 +65,20 @@ pub(super) async fn report(
     if Some(&wanted) == object.status.as_ref() {
         return Ok(());
     }
-    let was = object.status.as_ref().and_then(|status| condition::get(&status.conditions, types::READY));
-    let was = was.map(|condition| (condition.status, condition.reason.clone()));
+    let of_before = |type_| object.status.as_ref().and_then(|status| condition::get(&status.conditions, type_));
+    let was = of_before(types::READY).map(|condition| (condition.status, condition.reason.clone()));
+    let recovered =
+        *ready && !recovering && of_before(types::RECOVERING).is_some_and(|c| c.reason == reasons::RECOVERING);
     ledger.update(Failpoint::StoreStatus, change).await?;
     let changed = was.is_none_or(|(status, old)| (status == ConditionStatus::True) != *ready || old != *reason);
     if changed && *ready {
         events.normal(object, reason, "OpenGate", (*message).to_owned()).await;
     } else if changed && *reason != reasons::OPENING {
         events.warning(object, reason, "UseStore", (*message).to_owned()).await;
+    }
+    if recovered {
+        let note = "no lease of before can be believed any more: every lock grants again";
+        events.normal(object, reasons::RECOVERED, "OpenGate", note.to_owned()).await;
     }
     Ok(())
 }

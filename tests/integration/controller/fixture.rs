@@ -184,9 +184,14 @@ impl Site {
         .await
     }
 
-    /// The notes of all Events of this reason about an object, oldest first.
+    /// The notes of all Events of this reason about an object of the namespace, or about the store, oldest first.
     pub(crate) async fn events(&self, about: &str, reason: &str) -> Vec<String> {
-        let events = self.test.api::<Event>().list(&ListParams::default()).await.expect("a list").items;
+        let namespace = if about == self.store_name() { "default" } else { self.test.name() };
+        let events = Api::<Event>::namespaced(self.test.client(), namespace)
+            .list(&ListParams::default())
+            .await
+            .expect("a list")
+            .items;
         let of = |event: &&Event| {
             event.reason.as_deref() == Some(reason)
                 && event.regarding.as_ref().is_some_and(|object| object.name.as_deref() == Some(about))
