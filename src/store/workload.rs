@@ -9,7 +9,7 @@ use crate::failpoint::must_be_named;
 use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Reading, Released, Renewed, Request, Wait};
 
 /// What changes nothing in Redis.
-const READS: [&str; 4] = ["leasehold1_inspect", "leasehold1_version", "INFO", "CONFIG GET"];
+const READS: [&str; 5] = ["EXISTS", "leasehold1_inspect", "leasehold1_version", "INFO", "CONFIG GET"];
 
 /// One Redis and one key prefix in it. Cheap to clone; clones share the connection.
 #[derive(Clone)]
