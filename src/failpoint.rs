@@ -66,6 +66,8 @@ failpoints! {
     StoreOpen = "store.open",
     /// The incarnation that was opened, in etcd.
     StoreIncarnation = "store.incarnation",
+    /// Records that are missing are looked for before an epoch is taken for one.
+    StoreLookForMissing = "store.look-for-missing",
     /// The server's clock was set: the incarnation goes from etcd.
     StoreClockStepped = "store.clock-stepped",
     /// The gate is closed.

@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use super::super::Context;
 use super::super::lock::note_missing;
 use super::trouble::Trouble;
+use crate::failpoint::{Failpoint, around};
 use crate::lease::{Epoch, LockKey};
 use crate::store::{Control, Due};
 
@@ -24,7 +25,8 @@ pub(super) async fn note_all(ctx: &Context, store: &str, control: &Control, epoc
     let named: Vec<_> = named.collect();
     for batch in named.chunks(BATCH) {
         let keys: Vec<LockKey> = batch.iter().map(|(_, key)| key.clone()).collect();
-        for ((lock, key), due) in batch.iter().zip(control.expire(&keys).await??) {
+        let due = around(Failpoint::StoreLookForMissing, control.expire(&keys)).await??;
+        for ((lock, key), due) in batch.iter().zip(due) {
             note_missing(ctx, lock, key, due == Due::Unprovisioned, epoch);
         }
     }

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::tours::{STALL, Tour};
 use super::witness;
 use crate::controller::fixture::Site;
-use crate::support::{Controller, ControllerOptions, LIMIT, wait_for};
+use crate::support::{Controller, ControllerOptions, LIMIT, eventually, wait_for};
 
 /// What a whole tour may take.
 const TOUR_LIMIT: Duration = Duration::from_secs(180);
@@ -87,6 +87,8 @@ impl Attendant {
         };
         let walk = async {
             tour.walk(site, self).await;
+            // What happens at the very end is seen a moment later.
+            eventually(Duration::from_secs(5), async || self.struck.get().then_some(())).await;
             self.calm().await;
         };
         let walk = std::panic::AssertUnwindSafe(walk).catch_unwind();

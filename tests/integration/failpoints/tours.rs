@@ -112,18 +112,19 @@ async fn remove_lock(site: &Site, name: &str) {
     site.test.gone::<DistributedLock>(name, LIMIT).await;
 }
 
-/// The server's clock is set, then Redis loses everything, then the store goes.
+/// Redis forgets everything, its clock is set, it is lost, and then the store goes.
 async fn store(site: &mut Site, attendant: &Attendant) {
     short_lock(site, "a").await;
     site.claim("c", "a", |_| {}).await;
     let token = site.token_of("c").await;
+    let epoch = epoch(site).await;
+    site.redis.send::<()>("FLUSHALL").await;
+    has_epoch_above(site, epoch).await;
     set_the_clock(site).await;
-    let current = site.store_is("is Ready again", |store| ready(store).is_some_and(|(is, _)| is)).await;
-    let epoch = current.status.and_then(|status| status.epoch);
+    let epoch = self::epoch(site).await;
     site.redis.kill();
     site.redis.restart().await;
-    let anew = |store: &LockStore| store.status.as_ref().is_some_and(|status| status.epoch > epoch);
-    site.store_is("has another epoch", anew).await;
+    has_epoch_above(site, epoch).await;
     holds_still(site, "c", token).await;
     site.claim("d", "a", |_| {}).await;
     site.has_its_place("d").await;
@@ -142,6 +143,17 @@ async fn store(site: &mut Site, attendant: &Attendant) {
         found.is_none_or(|found| found.uid() != store.uid()).then_some(())
     };
     wait_for("the store is gone", LIMIT, gone).await;
+}
+
+/// The epoch of a store that is Ready.
+async fn epoch(site: &Site) -> Option<i64> {
+    let ready = site.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
+    ready.status.and_then(|status| status.epoch)
+}
+
+async fn has_epoch_above(site: &Site, epoch: Option<i64>) {
+    let anew = |store: &LockStore| store.status.as_ref().is_some_and(|status| status.epoch > epoch);
+    site.store_is("has another epoch", anew).await;
 }
 
 /// A step that a controller saw and died of is forgotten: its successor has never known the clock of before.
