@@ -246,7 +246,7 @@ fn handed_over(why: Why, kind: Kind, then: Micros) -> History {
 }
 
 #[rstest]
-#[case(Why::Released, Direct, 350)]
+#[case(Why::Released, Direct, 600)]
 #[case(Why::Released, Delegated, 1100)]
 #[case(Why::Died, Direct, 2100)]
 #[case(Why::PodEnded, Delegated, 1100)]
