@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leasehold::lease::{Acquired, HolderId, Mode, Released, Request, Wait};
-use leasehold::store::{LIBRARY_SOURCE, Store};
+use leasehold::store::{HoldState, LIBRARY_SOURCE, Store};
 use tokio::time::Instant;
 
 use super::super::arena::SEMAPHORE;
@@ -128,7 +128,9 @@ pub(super) async fn lost_reply_and_late_resend(stage: &mut Stage) -> String {
         store.acquire(&key, &request).await.ok();
         stage.proxy.drop_replies(0);
         let record = stage.f.workload().inspect(&key).await.ok().flatten()?;
-        record.holds.into_iter().find(|hold| hold.id == request.id).map(|hold| hold.expires - record.now)
+        // An offer would be made a hold by asking.
+        let held = record.holds.iter().find(|hold| hold.id == request.id && hold.state == HoldState::Held);
+        held.map(|hold| hold.expires - record.now)
     };
     let left = wait_for("it is granted and doesn't know", LIMIT, granted_unheard).await;
     stage.proxy.aim_at("");
