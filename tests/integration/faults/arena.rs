@@ -1,6 +1,7 @@
 //! Where holders contend: what all of them need.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use kube::Api;
 use kube::core::NamespaceResourceScope;
@@ -28,6 +29,8 @@ pub(super) struct Arena {
     pub(super) recorder: Recorder,
     pub(super) endpoint: Endpoint,
     pub(super) seen: Seen,
+    /// The claims that somebody stands behind, by who that is.
+    claims: Mutex<HashMap<String, String>>,
     counters: HashMap<&'static str, Counters>,
     stop: watch::Sender<bool>,
 }
@@ -37,7 +40,7 @@ impl Arena {
         // Tokens order exclusive holds only: a semaphore protects no counter.
         let counters = [MUTEX, ELECTED].map(|lock| (lock, Counters::of(lock, &recorder))).into();
         let (seen, stop) = (watches.seen(), watch::channel(false).0);
-        Self { test, recorder, endpoint, seen, counters, stop }
+        Self { test, recorder, endpoint, seen, claims: Mutex::default(), counters, stop }
     }
 
     pub(super) fn key(&self, lock: &str) -> LockKey {
@@ -66,6 +69,17 @@ impl Arena {
 
     pub(super) fn note(&self, event: Event) -> Micros {
         self.recorder.note(event)
+    }
+
+    /// From now on a claimant stands behind this claim, and no other.
+    pub(super) fn stand_behind(&self, claimant: &str, claim: &str) {
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        claims.insert(claimant.to_owned(), claim.to_owned());
+    }
+
+    /// Whether somebody does.
+    pub(super) fn is_wanted(&self, claim: &str) -> bool {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).values().any(|wanted| wanted == claim)
     }
 
     /// Asks all holders to end.

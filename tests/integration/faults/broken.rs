@@ -49,7 +49,7 @@ fn load(invariant: Invariant) -> Load {
     let load = Load::default();
     match invariant {
         Invariant::I3 => Load { habits: Habits { pauses: 2, ..load.habits }, ..load },
-        Invariant::I5 => Load { direct: 2, habits: Habits { rests: 400..600, ..load.habits }, claims: vec![], ..load },
+        Invariant::I5 => Load { direct: 2, habits: Habits { rests: 700..900, ..load.habits }, claims: vec![], ..load },
         Invariant::I7 => Load { long: 6000..8000, ..load },
         Invariant::I1 | Invariant::I2 | Invariant::I4 | Invariant::I6 => load,
     }

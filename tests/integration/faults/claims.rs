@@ -64,6 +64,7 @@ impl Claimant {
     }
 
     async fn claim(&mut self, name: &str) {
+        self.arena.stand_behind(&self.name, name);
         let pod = match self.whom {
             For::Itself => None,
             For::Pod | For::RestartingPod | For::VanishingPod => Some(self.start_pod(name).await),
@@ -120,11 +121,17 @@ impl Claimant {
         }
     }
 
-    /// Waits until the claim holds. A hasty one is given up somewhere between.
+    /// Waits until the claim holds; in vain, if it is gone. A hasty one is given up somewhere between.
     async fn told(&mut self, name: &str, hasty: bool) -> Option<Claim> {
         let mut claims = self.arena.seen.claims.clone();
         let patience = if hasty { self.dice.millis(0..150) } else { Duration::MAX };
-        let told = claims.wait_for(|claims| claims.get(name).is_some_and(|claim| claim.stage == Stage::Told));
+        let mut seen = false;
+        let told = claims.wait_for(|claims| {
+            let claim = claims.get(name);
+            let gone = seen && claim.is_none();
+            seen |= claim.is_some();
+            gone || claim.is_some_and(|claim| claim.stage == Stage::Told)
+        });
         tokio::select! {
             told = told => told.ok()?.get(name).cloned(),
             () = tokio::time::sleep(patience) => None,

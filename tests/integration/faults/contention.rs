@@ -27,6 +27,8 @@ pub(super) struct Load {
     pub(super) habits: Habits,
     /// Claims for the mutex.
     pub(super) claims: Vec<For>,
+    /// Whether pods are elected.
+    pub(super) elections: bool,
     /// How long the claim for the semaphore holds, in milliseconds: most of the time, also when something breaks.
     pub(super) long: Range<u64>,
 }
@@ -37,6 +39,7 @@ impl Default for Load {
             direct: 3,
             habits: Habits::default(),
             claims: vec![For::Itself, For::Itself, For::Pod],
+            elections: true,
             long: 1000..3000,
         }
     }
@@ -115,7 +118,9 @@ pub(super) async fn contend(
     }
     let long = Claimant::new(&arena, SEMAPHORE, LONG, For::Itself, dice.split()).for_long(load.long.clone());
     holders.spawn(long.run());
-    holders.spawn(Electorate::new(&arena, dice.split()).run());
+    if load.elections {
+        holders.spawn(Electorate::new(&arena, dice.split()).run());
+    }
     script(stage).await;
     arena.stop();
     let ended = tokio::time::timeout(2 * LIMIT, async {

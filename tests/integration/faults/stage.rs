@@ -26,6 +26,8 @@ pub(super) struct Set {
     pub(super) redis: Vec<&'static str>,
     /// The library, if another one than the controller's own is to be there.
     pub(super) library: Option<String>,
+    /// A control plane of its own, that may be broken.
+    pub(super) alone: bool,
     /// The controllers reach the API server through proxies.
     pub(super) api_proxy: bool,
 }
@@ -51,15 +53,21 @@ pub(super) struct Stage {
     pub(super) api: Option<Api>,
     pub(super) recorder: Recorder,
     pub(super) arena: Arc<Arena>,
-    _watches: Watches,
+    watches: Watches,
 }
 
 impl Stage {
     pub(super) async fn new(set: Set) -> Self {
-        Self::on(TestNamespace::new().await, set).await
+        let test = if set.alone { TestNamespace::alone().await } else { TestNamespace::new().await };
+        Self::on(test, set).await
     }
 
-    pub(super) async fn on(test: TestNamespace, set: Set) -> Self {
+    /// Watches again, from the beginning.
+    pub(super) fn watch_anew(&mut self) {
+        self.watches.restart();
+    }
+
+    async fn on(test: TestNamespace, set: Set) -> Self {
         let redis = RedisServer::with(&set.redis).await;
         if let Some(library) = &set.library {
             let store = Store::connect(&redis.endpoint(), "any").expect("a store");
@@ -90,7 +98,7 @@ impl Stage {
         let (recorder, endpoint) = (Recorder::default(), Endpoint::plain("127.0.0.1", proxy.port()));
         let watches = Watches::start(&test, Store::connect(&endpoint, test.name()).expect("a store"), &recorder);
         let arena = Arc::new(Arena::new(test, endpoint, recorder.clone(), &watches));
-        let stage = Self { f, other, proxy, api, recorder, arena, _watches: watches };
+        let stage = Self { f, other, proxy, api, recorder, arena, watches };
         stage.declare().await;
         stage
     }

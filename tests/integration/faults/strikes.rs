@@ -43,11 +43,12 @@ pub(super) enum Fault {
     LockRecreated,
     PermitsLowered,
     LeaseShortened,
+    EtcdPutBack,
 }
 
 impl Fault {
     /// All of them, in the order of the table.
-    pub(super) const ALL: [Self; 26] = [
+    pub(super) const ALL: [Self; 27] = [
         Self::RedisKilled,
         Self::RedisKilledWithAof,
         Self::RedisStopped,
@@ -74,6 +75,7 @@ impl Fault {
         Self::LockRecreated,
         Self::PermitsLowered,
         Self::LeaseShortened,
+        Self::EtcdPutBack,
     ];
 
     /// On what it strikes.
@@ -88,6 +90,7 @@ impl Fault {
             Self::ApiServerAway | Self::WritesConflict | Self::TooManyRequests | Self::WatchEventsDropped => {
                 Set { api_proxy: true, ..Set::default() }
             }
+            Self::EtcdPutBack => Set { alone: true, ..Set::default() },
             _ => Set::default(),
         }
     }
@@ -99,6 +102,10 @@ impl Fault {
             Self::HolderPaused => Load { habits: Habits { pauses: 2, ..load.habits }, ..load },
             Self::ContainerRestarted => Load { claims: vec![For::Itself, For::RestartingPod], ..load },
             Self::PodDeletedByForce => Load { claims: vec![For::Itself, For::VanishingPod], ..load },
+            // Pods that etcd forgets, and others that it has again, are a matter of their kubelets.
+            Self::EtcdPutBack => {
+                Load { claims: vec![For::Itself, For::Itself], elections: false, long: 12_000..15_000, ..load }
+            }
             _ => load,
         }
     }
@@ -132,6 +139,7 @@ impl Fault {
             Self::LockRecreated => holders::lock_recreated(stage).await,
             Self::PermitsLowered => holders::permits_lowered(stage).await,
             Self::LeaseShortened => holders::lease_shortened(stage).await,
+            Self::EtcdPutBack => api::etcd_put_back(stage).await,
         }
     }
 }

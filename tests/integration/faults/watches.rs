@@ -56,37 +56,51 @@ pub(super) struct Seen {
 
 /// The watches of one run. They end with it.
 pub(super) struct Watches {
-    seen: Seen,
-    _tasks: JoinSet<()>,
+    test: TestNamespace,
+    store: Store,
+    recorder: Recorder,
+    claims: watch::Sender<HashMap<String, Claim>>,
+    leaders: watch::Sender<HashMap<String, Leader>>,
+    tasks: JoinSet<()>,
 }
 
 impl Watches {
     /// Begins to watch everything in the test's namespace.
     pub(super) fn start(test: &TestNamespace, store: Store, recorder: &Recorder) -> Self {
-        let (claims, seen_claims) = watch::channel(HashMap::new());
-        let (leaders, seen_leaders) = watch::channel(HashMap::new());
+        let (claims, leaders) = (watch::channel(HashMap::new()).0, watch::channel(HashMap::new()).0);
+        let (test, recorder) = (test.clone(), recorder.clone());
+        let mut watches = Self { test, store, recorder, claims, leaders, tasks: JoinSet::new() };
+        watches.restart();
+        watches
+    }
+
+    /// Begins anew, as one has to where etcd has gone back: a watch would wait for what it has seen already.
+    pub(super) fn restart(&mut self) {
+        let Self { test, store, recorder, claims, leaders, .. } = self;
         let mut tasks = JoinSet::new();
         let mut versions: HashMap<String, Version> = HashMap::new();
+        claims.send_modify(HashMap::clear);
+        leaders.send_modify(HashMap::clear);
         let note = recorder.clone();
         tasks.spawn(follow(test.api::<DistributedLock>(), recorder.clone(), move |lock, gone| {
             if !gone {
                 note.note(published(lock));
             }
         }));
-        let note = recorder.clone();
+        let (note, claims) = (recorder.clone(), claims.clone());
         tasks.spawn(follow(test.api::<LockClaim>(), recorder.clone(), move |claim, gone| {
             see_claim(&note, &claims, claim, gone);
         }));
-        let note = recorder.clone();
+        let (note, leaders) = (recorder.clone(), leaders.clone());
         tasks.spawn(follow(test.api::<Pod>(), recorder.clone(), move |pod, gone| {
             see_pod(&note, &leaders, &mut versions, pod, gone);
         }));
-        tasks.spawn(poll(store, test.name().to_owned(), recorder.clone()));
-        Self { seen: Seen { claims: seen_claims, leaders: seen_leaders }, _tasks: tasks }
+        tasks.spawn(poll(store.clone(), test.name().to_owned(), recorder.clone()));
+        self.tasks = tasks;
     }
 
     pub(super) fn seen(&self) -> Seen {
-        self.seen.clone()
+        Seen { claims: self.claims.subscribe(), leaders: self.leaders.subscribe() }
     }
 }
 

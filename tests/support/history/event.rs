@@ -121,28 +121,10 @@ pub(crate) enum Event {
     Marked { lock: String, pod_uid: String, version: Version, leads: bool, token: Option<i64> },
     /// The record in Redis, read by a request between `sent` and now. `open`: its gate was.
     Record { lock: String, sent: Micros, open: bool, holds: Vec<Shown> },
+    /// etcd was put back to an older copy: what it had since has never been, and versions begin anew.
+    PutBack,
     /// Something is being broken: promptness and order are not judged until it has healed.
     Fault { name: String },
     /// It has healed.
     Healed,
-}
-
-impl Event {
-    /// The lock that it is about.
-    pub(crate) fn lock(&self) -> Option<&str> {
-        match self {
-            Self::Configured { lock, .. }
-            | Self::Asks { lock, .. }
-            | Self::Queued { lock, .. }
-            | Self::GaveUp { lock, .. }
-            | Self::Renews { lock, .. }
-            | Self::Holds { lock, .. }
-            | Self::Stopped { lock, .. }
-            | Self::Published { lock, .. }
-            | Self::Claimed { lock, .. }
-            | Self::Marked { lock, .. }
-            | Self::Record { lock, .. } => Some(lock),
-            Self::Used { .. } | Self::Listed { .. } | Self::Fault { .. } | Self::Healed => None,
-        }
-    }
 }

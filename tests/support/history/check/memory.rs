@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::super::event::{Entry, Event, Kind, Micros, Stage};
-use super::story::Story;
+use super::story::{Acquisition, Story};
 use super::{Invariant, Violation};
 
 /// A watch tells that a pod is unmarked so much later, at most.
@@ -35,7 +35,9 @@ fn told_before_recorded(history: &[Entry]) -> Vec<Violation> {
                         let what = format!("the claim {claim} was told of {token:?} before it was recorded");
                         found.push(Violation::new(Invariant::I7, what, [entry]));
                     }
-                    Stage::Told | Stage::Waiting | Stage::Releasing | Stage::Finished => {}
+                    // It may have been recorded unseen.
+                    Stage::Told => drop(granted.insert((id.as_str(), *token))),
+                    Stage::Waiting | Stage::Releasing | Stage::Finished => {}
                 }
             }
             _ => {}
@@ -56,10 +58,11 @@ fn marked_before_recorded(history: &[Entry]) -> Vec<Violation> {
     }
     // What came before the watch of the locks began anew may have been missed.
     let gaps = history.iter().filter(|e| matches!(&e.event, Event::Listed { kind } if kind == "DistributedLock"));
-    let whole = gaps.count() <= 1;
+    let put_back = history.iter().any(|entry| entry.event == Event::PutBack);
+    let whole = gaps.count() <= 1 && !put_back;
     let early = history.iter().filter(|entry| match &entry.event {
         Event::Marked { pod_uid, version, leads: true, token: Some(token), .. } => {
-            recorded.get(&(pod_uid.as_str(), *token)).map_or(whole, |first| first > version)
+            recorded.get(&(pod_uid.as_str(), *token)).map_or(whole, |first| first > version && !put_back)
         }
         _ => false,
     });
@@ -69,9 +72,15 @@ fn marked_before_recorded(history: &[Entry]) -> Vec<Violation> {
 
 /// Between being told and ending by itself, the claim says that it holds, and so does an open Redis.
 fn lost(story: &Story<'_>) -> Vec<Violation> {
+    let put_back: Vec<Micros> = story.history.iter().filter(|e| e.event == Event::PutBack).map(|e| e.at).collect();
     let delegated = story.acquisitions.iter().filter(|a| a.kind == Kind::Delegated);
+    let belief = |a: &Acquisition<'_>| {
+        let (from, to) = a.belief()?;
+        // What etcd had since its copy was made, it has never had.
+        Some((from, put_back.iter().copied().filter(|at| *at > from).fold(to, Micros::min)))
+    };
     let beliefs: HashMap<_, _> =
-        delegated.filter_map(|a| Some(((a.lock, a.id), (a.belief()?, a.grant()?.entry)))).collect();
+        delegated.filter_map(|a| Some(((a.lock, a.id), (belief(a)?, a.grant()?.entry)))).collect();
     let mut by_lock: HashMap<&str, Vec<_>> = HashMap::new();
     for ((lock, id), belief) in &beliefs {
         by_lock.entry(lock).or_default().push((*id, *belief));

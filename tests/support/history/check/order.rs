@@ -7,16 +7,19 @@ use super::super::event::{Entry, Kind, Micros};
 use super::story::{Acquisition, Story};
 use super::{Invariant, Violation};
 
-/// A waiter that was served, or one that still waits: `token` is `None`.
+/// A waiter, as far as is known.
 struct Waiter<'a> {
     kind: Kind,
     priority: i32,
     asks: &'a Entry,
     /// It had its place, unless it was served at once.
     queued: Option<&'a Entry>,
-    served: Option<(&'a Entry, i64)>,
-    /// Until when it waited, if it was not served.
-    gave_up: Micros,
+    /// When it learned that it holds.
+    served: Option<&'a Entry>,
+    /// Its first token, whoever tells it: also of a grant that it has not waited for.
+    token: Option<i64>,
+    /// Until when it is known to have waited, if it was not served.
+    waited: Micros,
 }
 
 pub(super) fn check(story: &Story<'_>) -> Vec<Violation> {
@@ -39,12 +42,13 @@ fn waiter<'a>(acquisition: &Acquisition<'a>, first: &HashMap<(&str, &str), i64>)
     if acquisition.missed.is_some() {
         return None;
     }
-    let gave_up = acquisition.gave_up.map_or(Micros::MAX, |entry| entry.at);
-    let own = first.get(&(lock, id)).copied();
-    let served = acquisition.grant().map(|grant| (grant.entry, own.unwrap_or(grant.token)));
     let Acquisition { kind, priority, .. } = *acquisition;
-    let queued = acquisition.queued.first().copied();
-    Some(Waiter { kind, priority, asks: acquisition.asks?, queued, served, gave_up })
+    // What a claim's status says of a queue is late: it may have been served when it gave up.
+    let told = acquisition.queued.last().filter(|_| kind == Kind::Direct).map_or(Micros::MIN, |entry| entry.at);
+    let waited = acquisition.gave_up.map_or(Micros::MAX, |_| told);
+    let served = acquisition.grant().map(|grant| grant.entry);
+    let (queued, token) = (acquisition.queued.first().copied(), first.get(&(lock, id)).copied());
+    Some(Waiter { kind, priority, asks: acquisition.asks?, queued, served, token, waited })
 }
 
 fn overtaken(
@@ -55,17 +59,16 @@ fn overtaken(
     let mut waiters: Vec<_> = acquisitions.iter().filter_map(|a| waiter(a, first)).collect();
     waiters.sort_by_key(|waiter| waiter.asks.at);
     for (index, late) in waiters.iter().enumerate() {
-        let Some((served, token)) = late.served else { continue };
+        let (Some(served), Some(token)) = (late.served, late.token) else { continue };
         let overtakes = |early: &&Waiter<'_>| {
             let came_first =
                 early.queued.is_some_and(|queued| queued.at < late.asks.at) && early.priority == late.priority;
-            let waits_still = early.served.map_or(early.gave_up > served.at, |(_, own)| own > token);
+            let waits_still = early.token.map_or(early.waited > served.at, |own| own > token);
             came_first && waits_still && comparable(story, early, late, served.at)
         };
         if let Some(early) = waiters[..index].iter().find(overtakes) {
             let what = "one that came later was served first".to_owned();
-            let own = early.served.map(|(entry, _)| entry);
-            let shown = early.queued.into_iter().chain([late.asks, served]).chain(own);
+            let shown = early.queued.into_iter().chain([late.asks, served]).chain(early.served);
             return Some(Violation::new(Invariant::I6, what, shown));
         }
     }

@@ -58,10 +58,13 @@ fn crowded(believers: &[&Believer<'_, '_>], permits: u32) -> bool {
 
 /// Pods with the leader's label of one lock, at one `resourceVersion`.
 fn leading_at_once(story: &Story<'_>) -> Vec<Violation> {
-    let mut marks: BTreeMap<(&str, u64), &Entry> = BTreeMap::new();
+    let mut marks: BTreeMap<(u32, &str, u64), &Entry> = BTreeMap::new();
+    let mut lives_of_etcd = 0;
     for entry in story.history {
-        if let Event::Marked { lock, version, .. } = &entry.event {
-            marks.insert((lock, *version), entry);
+        match &entry.event {
+            Event::PutBack => lives_of_etcd += 1,
+            Event::Marked { lock, version, .. } => drop(marks.insert((lives_of_etcd, lock, *version), entry)),
+            _ => {}
         }
     }
     let mut leading: HashMap<&str, BTreeMap<&str, &Entry>> = HashMap::new();

@@ -7,15 +7,15 @@ use super::{Invariant, Violation};
 const MS: Micros = 1_000;
 /// A dead direct holder's permits, after its lease.
 const AFTER_LEASE: Micros = 1_000 * MS;
-/// A clean release, to a waiter that listens: milliseconds, and what a busy test machine makes of one of them.
+/// A clean release, to a waiter that listens: milliseconds, and what a test machine that is busy makes of them.
 const RELEASED: Micros = 500 * MS;
 /// Of so many such releases, half are faster than this.
 const MANY: usize = 20;
 const TYPICAL: Micros = 50 * MS;
-/// The same to a waiter that is told by way of etcd.
-const RELEASED_TO_DELEGATED: Micros = 1_000 * MS;
-/// A pod that the API server knows to have ended: 200 ms, and what the test machine makes of them.
-const POD_ENDED: Micros = 1_000 * MS;
+/// The same from or to a claim, by way of etcd.
+const BY_WAY_OF_ETCD: Micros = 2_000 * MS;
+/// A pod that the API server knows to have ended: 200 ms, and what that machine makes of them.
+const POD_ENDED: Micros = 2_000 * MS;
 
 pub(super) fn check(story: &Story<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
@@ -26,9 +26,7 @@ pub(super) fn check(story: &Story<'_>) -> Vec<Violation> {
         let regained = regained(story.history, lock, &acquisitions);
         found.extend(slow(story, lock, &acquisitions, &regained));
         for acquisition in &acquisitions {
-            if let Some((stopped, why)) = acquisition.stopped {
-                found.extend(granted_again(story, lock, &acquisitions, &regained, stopped, why));
-            }
+            found.extend(granted_again(story, &acquisitions, &regained, acquisition));
         }
     }
     found
@@ -47,22 +45,22 @@ fn regained<'a>(history: &'a [Entry], lock: &str, acquisitions: &[&Acquisition<'
 
 fn granted_again(
     story: &Story<'_>,
-    lock: &str,
     acquisitions: &[&Acquisition<'_>],
     regained: &[(&Entry, Kind)],
-    stopped: &Entry,
-    why: Why,
+    of: &Acquisition<'_>,
 ) -> Option<Violation> {
+    let (lock, (stopped, why)) = (of.lock, of.stopped?);
     let freed = stopped.at;
     let next = regained.get(regained.partition_point(|(entry, _)| entry.at <= freed));
     let lease = story.in_force(lock, freed, freed).map(|c| c.lease).max()?;
-    let limit = match (why, next.map_or(Kind::Delegated, |(_, kind)| *kind)) {
-        (Why::Died, _) => lease + AFTER_LEASE,
-        (Why::Released, Kind::Direct) => RELEASED,
-        (Why::Released, Kind::Delegated) => RELEASED_TO_DELEGATED,
-        (Why::PodEnded, _) => POD_ENDED,
+    let direct = of.kind == Kind::Direct && next.is_some_and(|(_, kind)| *kind == Kind::Direct);
+    let limit = match why {
+        Why::Died => lease + AFTER_LEASE,
+        Why::Released if direct => RELEASED,
+        Why::Released => BY_WAY_OF_ETCD,
+        Why::PodEnded => POD_ENDED,
         // Told that it lost: somebody else has it already. Nobody says that a pod has vanished.
-        (Why::Lost | Why::PodVanished, _) => return None,
+        Why::Lost | Why::PodVanished => return None,
     };
     let till = freed + limit;
     let ends = story.history.last().map_or(0, |last| last.at);
@@ -95,7 +93,8 @@ fn slow(
     acquisitions: &[&Acquisition<'_>],
     regained: &[(&Entry, Kind)],
 ) -> Option<Violation> {
-    let released = acquisitions.iter().filter_map(|a| a.stopped.filter(|(_, why)| *why == Why::Released));
+    let direct = acquisitions.iter().filter(|a| a.kind == Kind::Direct);
+    let released = direct.filter_map(|a| a.stopped.filter(|(_, why)| *why == Why::Released));
     let mut handed_over: Vec<(Micros, &Entry, &Entry)> = released
         .filter_map(|(stopped, _)| {
             let (next, kind) = regained.get(regained.partition_point(|(entry, _)| entry.at <= stopped.at))?;
