@@ -11,7 +11,9 @@ demo: tools cluster ## Watch the main job on a real API server and a real Redis;
 	@KEEP='$(KEEP)' tests/demo/run
 
 test: tools cluster ## Run all tests
-	cargo test --locked
+	cargo test --locked -- --skip failpoints::
+	@echo 'Now the controller is killed, and overtaken, at each of its writes: some minutes.'
+	cargo test --locked --test integration failpoints:: -- --nocapture
 
 faults: tools cluster ## Break everything, one fault a row, under contention; LEASEHOLD_SEED and LEASEHOLD_FAULTS choose
 	@LEASEHOLD_SEED="$${LEASEHOLD_SEED:-$$(date +%s)}" \

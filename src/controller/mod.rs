@@ -7,6 +7,7 @@ mod boottime;
 mod budget;
 mod claim;
 mod client;
+mod context;
 mod election;
 mod events;
 mod fate;
@@ -20,38 +21,36 @@ mod stores;
 mod watched;
 mod writes;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use kube::api::PostParams;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::{self, ObjectRef, reflector};
+use kube::runtime::reflector::{self, reflector};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
 use kube::runtime::{Controller, WatchStreamExt};
 use kube::{Api, Client};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tracing::{info, warn};
 
 use crate::api::{CONTROLLER_NAME, DistributedLock, LockClaim, LockStore, LockStoreSpec};
 use crate::failpoint::{Failpoint, around};
-use crate::lease::{InvalidName, LockKey};
+use crate::lease::InvalidName;
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 use budget::Budget;
-use claim::{Arrivals, Standing};
+use claim::Arrivals;
 pub use client::client;
+use context::{Context, Triggers};
 use election::Electorates;
 use events::Events;
 pub use leadership::Election;
 use leadership::Leadership;
-use lock::Memory;
-use pods::{Follower, Pods};
-use renewals::Renewals;
-use stores::{OpenStore, SharedStores, Stores, Whose};
+use pods::Pods;
+use stores::{OpenStore, Stores};
 
 /// Objects of one kind looked at at the same time.
 const CONCURRENCY: u16 = 16;
@@ -133,108 +132,6 @@ impl Error {
             Error::Slow(_) => "slow",
             Error::WatchEnded(_) => "watch",
             Error::TaskDied(_) => "task",
-        }
-    }
-}
-
-/// What a loop may touch.
-struct Context {
-    client: Client,
-    settings: Settings,
-    stores: SharedStores,
-    locks: reflector::Store<DistributedLock>,
-    claims: reflector::Store<LockClaim>,
-    pods: Pods,
-    electorates: Electorates,
-    renewals: Arc<Renewals>,
-    refreshes: Budget,
-    events: Events,
-    metrics: Arc<Metrics>,
-    triggers: Triggers,
-    memories: Mutex<HashMap<LockKey, Memory>>,
-    arrivals: Arc<Arrivals>,
-}
-
-impl Context {
-    fn locks(&self) -> Vec<Arc<DistributedLock>> {
-        self.locks.state()
-    }
-
-    fn lock(&self, key: &LockKey) -> Option<Arc<DistributedLock>> {
-        self.locks.get(&ObjectRef::new(key.name()).within(key.namespace()))
-    }
-
-    async fn whose_store(&self, name: &str) -> kube::Result<Whose> {
-        self.stores.whose(&self.client, &self.settings.controller_name, name).await
-    }
-
-    fn with_memory<T>(&self, key: &LockKey, see: impl FnOnce(&mut Memory) -> T) -> T {
-        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        see(memories.entry(key.clone()).or_default())
-    }
-
-    fn forget_lock(&self, key: &LockKey) {
-        let memory = self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        self.metrics.holders_unreachable.dec_by(memory.map_or(0, |memory| memory.unreachable));
-        self.forget_election(key);
-    }
-
-    /// A lock has elected nobody, or is gone.
-    fn forget_election(&self, key: &LockKey) {
-        if self.electorates.forget(key) {
-            self.renewals.forget_elected(key);
-            self.pods.forget(&Follower::Lock(ObjectRef::new(key.name()).within(key.namespace())));
-        }
-    }
-
-    /// What a look at a claim means for its place in the line of those that have not entered a queue.
-    fn heed_place(&self, claim: &LockClaim, standing: Standing) {
-        if let Some(next) = self.arrivals.heed(claim, standing) {
-            self.triggers.claim(next);
-        }
-    }
-
-    fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
-        self.renewals.forget_claim(claim);
-        self.pods.forget(&Follower::Claim(claim.clone()));
-    }
-}
-
-/// Makes a loop look at an object now.
-#[derive(Clone)]
-struct Triggers {
-    locks: UnboundedSender<ObjectRef<DistributedLock>>,
-    claims: UnboundedSender<ObjectRef<LockClaim>>,
-}
-
-impl Triggers {
-    /// A closed channel means that the controller ends.
-    fn lock(&self, lock: ObjectRef<DistributedLock>) {
-        let _ = self.locks.send(lock);
-    }
-
-    fn claim(&self, claim: ObjectRef<LockClaim>) {
-        let _ = self.claims.send(claim);
-    }
-
-    /// Every claim on a lock, since whether it can be asked for has changed.
-    fn claims_of(&self, ctx: &Context, lock: &LockKey) {
-        for claim in ctx.claims.state() {
-            let here = claim.metadata.namespace.as_deref() == Some(lock.namespace());
-            if here && claim.spec.locks.iter().any(|asked| asked.name == lock.name()) {
-                self.claim(ObjectRef::from_obj(&*claim));
-            }
-        }
-    }
-
-    /// The state of a store has changed: all its locks, and every claim, are looked at.
-    fn all_of_store(&self, ctx: &Context, store: &str) {
-        let uses = |lock: &&Arc<DistributedLock>| lock.store_name() == store;
-        for lock in ctx.locks().iter().filter(uses) {
-            self.lock(ObjectRef::from_obj(&**lock));
-        }
-        for claim in ctx.claims.state() {
-            self.claim(ObjectRef::from_obj(&*claim));
         }
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct Reign {
     isolated_for: Duration,
     /// The clock of the process that answers.
     clock: ServerClock,
+    /// Why the gate is still to be closed.
+    closing: Option<String>,
     /// When that clock was last seen to be set, on our own.
     stepped_at: Option<Duration>,
     /// When an epoch was last taken for missing records.
@@ -78,6 +80,7 @@ impl Reign {
             seen: None,
             isolated_for: Duration::ZERO,
             clock: ServerClock::default(),
+            closing: None,
             stepped_at: None,
             outgrown_at: None,
             listener: None,
@@ -183,12 +186,15 @@ impl Reign {
         let new = self.look_who_answers(&heartbeat).await?;
         let heartbeat = self.close_if_forsaken(&control, heartbeat).await?;
         if let Some(step) = self.clock.read(sent, answered, heartbeat.now) {
-            return Err(self.clock_stepped(&control, step).await?);
+            let direction = if step > 0 { "forward" } else { "back" };
+            self.closing = Some(format!("Redis's clock was set {direction} by {:.1} s", step.abs() as f64 / 1000.0));
+        } else if new && heartbeat.gate.is_some() && owes_closing(object) {
+            self.closing = Some("Redis's clock was set".into());
         }
-        if new && heartbeat.gate.is_some() && owes_closing(object) {
-            return Err(self.close_gate(&control, "Redis's clock was set".into()).await?);
+        match self.closing.clone() {
+            Some(why) => Err(self.clock_stepped(&control, why).await?),
+            None => self.ensure_open(control, heartbeat).await,
         }
-        self.ensure_open(control, heartbeat).await
     }
 
     /// Another process, or another data set, is looked at afresh: its quarantine begins now. Whether it is one.
@@ -233,10 +239,8 @@ impl Reign {
 
     /// Leases were measured by a clock that was set: some have ended early, some last too long. The incarnation goes
     /// from etcd, so that closing and quarantine are owed even if this process dies; then the gate closes. What was
-    /// granted before is waited out, and the gate is opened with a new epoch.
-    async fn clock_stepped(&mut self, control: &Control, step: i64) -> Result<Trouble, Trouble> {
-        let direction = if step > 0 { "forward" } else { "back" };
-        let message = format!("Redis's clock was set {direction} by {:.1} s", step.abs() as f64 / 1000.0);
+    /// granted before is waited out, and the gate is opened with a new epoch. Tried again until both are done.
+    async fn clock_stepped(&mut self, control: &Control, message: String) -> Result<Trouble, Trouble> {
         let now = jiff::Timestamp::now();
         self.ledger
             .update(Failpoint::StoreClockStepped, |status| {
@@ -245,12 +249,9 @@ impl Reign {
                 condition::set(&mut status.conditions, type_, is, reason, &message, None, now);
             })
             .await?;
-        warn!(store = self.name, step, "the clock of the server was set");
-        self.close_gate(control, message).await
-    }
-
-    async fn close_gate(&mut self, control: &Control, message: String) -> Result<Trouble, Trouble> {
         around(Failpoint::StoreClose, control.close()).await??;
+        self.closing = None;
+        warn!(store = self.name, message, "the gate is closed");
         let now = boottime();
         self.stepped_at = Some(now);
         self.seen = self.seen.take().map(|(known, _)| (known, now));

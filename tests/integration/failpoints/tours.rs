@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_REASON};
-use leasehold::api::{DistributedLock, LockClaim, LockStore};
+use leasehold::api::{DistributedLock, LockClaim};
 use leasehold::lease::{Acquired, HolderId, Mode, Request, Wait};
 use leasehold::store::{Control, Store};
 use serde_json::json;
@@ -20,10 +20,13 @@ use crate::controller::recovery::library_with_a_clock_to_set;
 use crate::policies::apply_force_release;
 use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, eventually, serving, wait_for};
 
-/// How long a controller that was stopped stays so: longer than every lease here.
+/// How long a controller that was stopped stays so: longer than every lease here, and not so long that it loses the lead.
 pub(super) const STALL: Duration = Duration::from_millis(2500);
+/// One that follows a controller that died right before it made a record takes it for lost, and an epoch for it: there is
+/// one a minute.
+const NEXT_EPOCH: Duration = Duration::from_secs(90);
 /// The Lease of the leading replica, its renewal and the pause between two tries, in seconds.
-pub(super) const ELECTION: (u16, u16, f64) = (2, 1, 0.3);
+pub(super) const ELECTION: (u16, u16, f64) = (4, 3, 0.5);
 
 /// A way past the writes of one loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,8 +155,11 @@ async fn epoch(site: &Site) -> Option<i64> {
 }
 
 async fn has_epoch_above(site: &Site, epoch: Option<i64>) {
-    let anew = |store: &LockStore| store.status.as_ref().is_some_and(|status| status.epoch > epoch);
-    site.store_is("has another epoch", anew).await;
+    let anew = async || {
+        let store = site.stores().get_opt(&site.store_name()).await.ok()??;
+        (store.status?.epoch > epoch).then_some(())
+    };
+    wait_for("another epoch", NEXT_EPOCH, anew).await;
 }
 
 /// A step that a controller saw and died of is forgotten: its successor has never known the clock of before.
@@ -185,9 +191,7 @@ async fn lock(site: &mut Site, attendant: &Attendant) {
     let key = format!("{}:{{{}/a}}:", site.test.name(), site.test.name());
     site.redis.send::<i64>(&format!("DEL {key}lock {key}queue {key}waiters")).await;
     let back = async || site.workload().inspect(&site.key("a")).await.ok().flatten().filter(|r| !r.holds.is_empty());
-    // A controller that died right before it made the record has taken it for lost, and an epoch for it: there is one a
-    // minute.
-    let record = wait_for("the record is made again", Duration::from_secs(60) + LIMIT, back).await;
+    let record = wait_for("the record is made again", NEXT_EPOCH, back).await;
     assert_eq!(record.holds[0].token.get(), first);
     holds_still(site, "c", first).await;
     remove_claim(site, "c").await;
