@@ -34,6 +34,8 @@ pub(super) async fn replies_delayed(stage: &mut Stage, dice: &mut Dice) -> Strin
     assert!(took >= delay, "an answer took {took:?}");
     tokio::time::sleep(Duration::from_secs(4)).await;
     stage.proxy.delay_replies(Duration::ZERO);
+    // Those that are on their way are late still.
+    tokio::time::sleep(delay).await;
     format!("answers {delay:?} late: one took {took:.0?}")
 }
 
