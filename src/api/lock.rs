@@ -7,6 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::condition::{self, types};
 use super::{Condition, DEFAULT_STORE, ElectionSpec, ElectionStatus, MAX_SAFE, MAX_SECONDS, seconds};
 
 /// What a DistributedLock should be. May be left out: a mutex with a lease of 15 seconds.
@@ -243,6 +244,11 @@ impl DistributedLock {
     /// The name of its `LockStore`.
     pub fn store_name(&self) -> &str {
         &self.spec.store_name
+    }
+
+    /// Whether it has ever had a record in Redis, as etcd remembers it.
+    pub fn is_provisioned(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED))
     }
 
     /// How long one hold may last, if that is limited.

@@ -54,12 +54,12 @@ mod guard {
         /// The answer is waited for in the task that writes, and only there it is known by what name.
         fn call(&mut self, request: Request<B>) -> Self::Future {
             let is_dry = request.uri().query().is_some_and(|query| query.contains("dryRun=All"));
-            let is_read = request.method() == Method::GET || is_dry;
-            let what = format!("{} {}", request.method(), request.uri().path());
+            let writes = request.method() != Method::GET && !is_dry;
+            let write = writes.then(|| format!("{} {}", request.method(), request.uri().path()));
             let answer = self.0.call(request);
             async move {
-                if !is_read {
-                    must_be_named(|| what);
+                if let Some(write) = write {
+                    must_be_named(|| write);
                 }
                 answer.await
             }

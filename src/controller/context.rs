@@ -20,6 +20,11 @@ use crate::api::{DistributedLock, LockClaim};
 use crate::lease::LockKey;
 use crate::metrics::Metrics;
 
+/// The `DistributedLock` of a key.
+pub(super) fn lock_ref(key: &LockKey) -> ObjectRef<DistributedLock> {
+    ObjectRef::new(key.name()).within(key.namespace())
+}
+
 /// What a loop may touch.
 pub(super) struct Context {
     pub(super) client: Client,
@@ -43,8 +48,13 @@ impl Context {
         self.locks.state()
     }
 
+    /// The locks that use a store.
+    pub(super) fn locks_of(&self, store: &str) -> impl Iterator<Item = Arc<DistributedLock>> {
+        self.locks().into_iter().filter(move |lock| lock.store_name() == store)
+    }
+
     pub(super) fn lock(&self, key: &LockKey) -> Option<Arc<DistributedLock>> {
-        self.locks.get(&ObjectRef::new(key.name()).within(key.namespace()))
+        self.locks.get(&lock_ref(key))
     }
 
     pub(super) async fn whose_store(&self, name: &str) -> kube::Result<Whose> {
@@ -66,7 +76,7 @@ impl Context {
     pub(super) fn forget_election(&self, key: &LockKey) {
         if self.electorates.forget(key) {
             self.renewals.forget_elected(key);
-            self.pods.forget(&Follower::Lock(ObjectRef::new(key.name()).within(key.namespace())));
+            self.pods.forget(&Follower::Lock(lock_ref(key)));
         }
     }
 
@@ -112,9 +122,8 @@ impl Triggers {
 
     /// The state of a store has changed: all its locks, and every claim, are looked at.
     pub(super) fn all_of_store(&self, ctx: &Context, store: &str) {
-        let uses = |lock: &&Arc<DistributedLock>| lock.store_name() == store;
-        for lock in ctx.locks().iter().filter(uses) {
-            self.lock(ObjectRef::from_obj(&**lock));
+        for lock in ctx.locks_of(store) {
+            self.lock(ObjectRef::from_obj(&*lock));
         }
         for claim in ctx.claims.state() {
             self.claim(ObjectRef::from_obj(&*claim));

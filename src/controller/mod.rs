@@ -44,7 +44,7 @@ use crate::store::StoreError;
 use budget::Budget;
 use claim::Arrivals;
 pub use client::client;
-use context::{Context, Triggers};
+use context::{Context, Triggers, lock_ref};
 use election::Electorates;
 use events::Events;
 pub use leadership::Election;

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::fate::{self, Fate};
 use super::nodes::{Nodes, Reach, WatchedNode};
-use super::{Triggers, watched};
+use super::{Triggers, lock_ref, watched};
 use crate::api::{DistributedLock, HolderRef, LockClaim};
 use crate::lease::LockKey;
 
@@ -176,7 +176,7 @@ impl Pods {
         let reach = holding.reach();
         let before = entry.holding.replace(holding).map(|holding| holding.reach());
         if before != Some(reach) {
-            self.triggers.lock(ObjectRef::new(lock.name()).within(lock.namespace()));
+            self.triggers.lock(lock_ref(lock));
         }
         reach
     }
@@ -185,7 +185,7 @@ impl Pods {
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         for entry in watched.values() {
             let Some(holding) = entry.holding.as_ref().filter(|holding| holding.is_on(node)) else { continue };
-            self.triggers.lock(ObjectRef::new(holding.lock.name()).within(holding.lock.namespace()));
+            self.triggers.lock(lock_ref(&holding.lock));
             self.tell(&entry.followers);
         }
     }

@@ -8,8 +8,8 @@ use kube::runtime::reflector::ObjectRef;
 use tracing::{debug, warn};
 
 use super::stores::{SharedStores, StoreState};
-use super::{Metrics, Triggers};
-use crate::api::{DistributedLock, LockClaim};
+use super::{Metrics, Triggers, lock_ref};
+use crate::api::LockClaim;
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey, Renewed};
 
@@ -135,7 +135,7 @@ fn heed(batch: &[(LockKey, HolderId)], answers: &[Renewed], triggers: &Triggers,
             Renewed::Lost | Renewed::NotHeld | Renewed::Unprovisioned => {
                 metrics.renewals.missing.inc();
                 warn!(%lock, ?id, ?answer, "a delegated hold is missing in Redis; it will be put back");
-                triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
+                triggers.lock(lock_ref(lock));
             }
         }
     }

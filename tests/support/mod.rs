@@ -26,5 +26,5 @@ pub(crate) use {
     proxy::{Passed, Proxy},
     redis_server::RedisServer,
     scratch::Scratch,
-    wait::{LIMIT, eventually, wait_for},
+    wait::{LIMIT, eventually, panic_text, wait_for},
 };

@@ -19,6 +19,12 @@ pub(crate) async fn eventually<T>(limit: Duration, mut ask: impl AsyncFnMut() ->
     tokio::time::timeout(limit, asking).await.ok()
 }
 
+/// What a panic, such as one of [`wait_for`], says.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_else(|| "a panic".into())
+}
+
 /// As [`eventually`]; a test that waits in vain fails and says for what.
 pub(crate) async fn wait_for<T>(what: &str, limit: Duration, ask: impl AsyncFnMut() -> Option<T>) -> T {
     eventually(limit, ask).await.unwrap_or_else(|| panic!("waited {limit:?} in vain: {what}"))

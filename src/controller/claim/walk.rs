@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, EvictParams, Preconditions};
-use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::info;
 
-use super::super::Error;
 use super::super::fate::Fate;
 use super::super::renewals::Kept;
 use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
+use super::super::{Error, lock_ref};
 use super::arrivals::Standing;
 use super::plan::{self, SOON, Step};
 use super::{Look, request};
@@ -160,7 +159,7 @@ impl Look {
             Acquired::LockIsElected => self.wait(reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await,
             Acquired::Sealed => self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await,
             Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted => {
-                self.ctx.triggers.lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
+                self.ctx.triggers.lock(lock_ref(&self.key));
                 let message = "the lock's record in Redis is being made";
                 self.wait(reasons::STORE_NOT_READY, message, Some(SOON)).await
             }
@@ -206,7 +205,7 @@ impl Look {
             Err(refusal) => self.refused(&refusal),
             // The record was lost: its recovery puts this hold back, since etcd has it.
             Ok(Renewed::Unprovisioned) => {
-                self.ctx.triggers.lock(ObjectRef::new(self.key.name()).within(self.key.namespace()));
+                self.ctx.triggers.lock(lock_ref(&self.key));
                 Ok(Next::Rest(Some(SOON)))
             }
             Ok(Renewed::Lost | Renewed::NotHeld) => self.next_attempt().await,

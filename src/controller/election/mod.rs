@@ -42,7 +42,7 @@ use super::writes::{api_of, is_conflict, is_not_found, patch_metadata, replace_s
 use super::{Context, Error};
 use crate::api::condition::reasons;
 use crate::api::election::{ELECTED_BY, FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY, TERM};
-use crate::api::{DistributedLock, ElectedLeader, HolderKind, HolderRef};
+use crate::api::{DistributedLock, ElectedLeader, ElectionStatus, HolderKind, HolderRef};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Renewed, Request, Wait};
 use crate::store::{Refusal, Remembered};
@@ -265,8 +265,8 @@ impl<'a> Election<'a> {
             }
             Step::Release { pod, message } => {
                 info!(key = %self.key, pod, message, "a lead is taken back");
-                self.remember(Failpoint::ElectionReleasing, |leaders| {
-                    leaders.iter_mut().filter(|l| l.pod_uid == *pod).for_each(|l| l.releasing = true)
+                self.remember(Failpoint::ElectionReleasing, |election| {
+                    election.leaders.iter_mut().filter(|l| l.pod_uid == *pod).for_each(|l| l.releasing = true)
                 })
                 .await
             }
@@ -311,13 +311,9 @@ impl<'a> Election<'a> {
     }
 
     /// Changes what etcd remembers, if the lock still is as it was read.
-    async fn remember(
-        &mut self,
-        point: Failpoint,
-        change: impl FnOnce(&mut Vec<ElectedLeader>),
-    ) -> Result<Next, Error> {
+    async fn remember(&mut self, point: Failpoint, change: impl FnOnce(&mut ElectionStatus)) -> Result<Next, Error> {
         let mut wanted = self.lock.clone();
-        change(&mut wanted.status.get_or_insert_default().election.get_or_insert_default().leaders);
+        change(wanted.status.get_or_insert_default().election.get_or_insert_default());
         self.lock = replace_status(point, &api_of(&self.ctx.client, &wanted), &wanted).await?;
         self.ctx.metrics.status_writes.inc();
         Ok(Next::Again)
@@ -333,7 +329,12 @@ impl<'a> Election<'a> {
         }
         let follower = Follower::Lock(self.me.clone());
         self.ctx.pods.forget_one(self.key.namespace(), &holder_of(&record), &follower);
-        self.remember(Failpoint::ElectionForget, |leaders| leaders.retain(|leader| leader.pod_uid != pod_uid)).await
+        self.forget(pod_uid).await
+    }
+
+    async fn forget(&mut self, pod_uid: &str) -> Result<Next, Error> {
+        let forget = |election: &mut ElectionStatus| election.leaders.retain(|leader| leader.pod_uid != pod_uid);
+        self.remember(Failpoint::ElectionForget, forget).await
     }
 
     async fn tell(&mut self, pod_uid: &str) -> Result<Next, Error> {
@@ -344,8 +345,7 @@ impl<'a> Election<'a> {
             // Nobody was told of it.
             Ok(Renewed::Lost | Renewed::NotHeld) => {
                 self.ctx.renewals.forget(&id);
-                let forget = |leaders: &mut Vec<ElectedLeader>| leaders.retain(|leader| leader.pod_uid != pod_uid);
-                return self.remember(Failpoint::ElectionForget, forget).await;
+                return self.forget(pod_uid).await;
             }
             // The record was lost: its recovery puts this hold back, since etcd has it.
             Ok(Renewed::Unprovisioned) => return Ok(Next::Rest(Some(SOON))),
@@ -416,13 +416,11 @@ impl<'a> Election<'a> {
     }
 
     async fn choose(&mut self, attempt: i64, leader: Option<ElectedLeader>) -> Result<Next, Error> {
-        let mut wanted = self.lock.clone();
-        let election = wanted.status.get_or_insert_default().election.get_or_insert_default();
-        election.attempts = attempt;
-        election.leaders.extend(leader);
-        self.lock = replace_status(Failpoint::ElectionChosen, &api_of(&self.ctx.client, &wanted), &wanted).await?;
-        self.ctx.metrics.status_writes.inc();
-        Ok(Next::Again)
+        self.remember(Failpoint::ElectionChosen, |election| {
+            election.attempts = attempt;
+            election.leaders.extend(leader);
+        })
+        .await
     }
 
     /// A choice that etcd never heard of keeps its permit until its lease ends: a crash came between. Freed, but only

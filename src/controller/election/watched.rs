@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::reflector;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-use super::super::{Triggers, watch_backoff};
-use crate::api::{DistributedLock, LabelSelector};
+use super::super::{Triggers, lock_ref, watch_backoff};
+use crate::api::LabelSelector;
 use crate::lease::LockKey;
 
 struct Watched {
@@ -62,7 +62,7 @@ impl Electorates {
         let (pods, writer) = reflector::store();
         let listed = Arc::new(AtomicBool::new(false));
         let (triggers, seen) = (self.triggers.clone(), listed.clone());
-        let me = ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace());
+        let me = lock_ref(lock);
         let task = tokio::spawn(async move {
             let events = watcher(api, config).backoff(watch_backoff()).reflect(writer);
             let mut events = std::pin::pin!(events);

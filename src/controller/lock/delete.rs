@@ -21,7 +21,7 @@ use super::force::{self, Heeded};
 use super::record::listed_claims;
 use super::status::Readiness;
 use super::{Accepted, SLOW_LOOK, SOON, accept, observe, report, settle};
-use crate::api::condition::{self, reasons, types};
+use crate::api::condition::reasons;
 use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::controller::claim::remembered;
 use crate::controller::writes::{api_of, is_conflict, is_not_found, replace_status, set_finalizer};
@@ -42,8 +42,7 @@ pub(super) async fn reconcile(
         ctx.forget_lock(key);
         return Ok(Action::await_change());
     }
-    let provisioned = lock.status.as_ref().is_some_and(|s| condition::is_true(&s.conditions, types::PROVISIONED));
-    if !provisioned {
+    if !lock.is_provisioned() {
         return let_go(ctx, lock, key).await;
     }
     match accept(ctx, lock).await? {

@@ -21,7 +21,7 @@ use super::boottime::boottime;
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{api_of, set_finalizer};
 use super::{Context, Error, election};
-use crate::api::condition::{self, reasons, types};
+use crate::api::condition::reasons;
 use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{Epoch, LockKey};
@@ -243,11 +243,10 @@ pub(super) fn note_missing(
     missing: bool,
     epoch: Epoch,
 ) -> Option<Epoch> {
-    let known = lock.status.as_ref().is_some_and(|s| condition::is_true(&s.conditions, types::PROVISIONED));
     ctx.with_memory(key, |memory| {
         if !missing {
             (memory.missed_in, memory.first) = (None, false);
-        } else if known && !memory.first {
+        } else if lock.is_provisioned() && !memory.first {
             memory.missed_in.get_or_insert(epoch);
         }
         memory.missed_in

@@ -5,7 +5,6 @@ use std::time::Duration;
 use kube::ResourceExt;
 
 use crate::api::DistributedLock;
-use crate::api::condition::{self, types};
 use crate::lease::{Epoch, FencingToken};
 use crate::store::{Inspection, Provision};
 
@@ -35,10 +34,9 @@ pub(in crate::controller) fn plan(
     missed_in: Option<Epoch>,
 ) -> Step {
     let status = lock.status.as_ref();
-    let known = status.is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
     let lease = i32::try_from(lock.lease_duration().as_secs()).unwrap_or(i32::MAX);
     let longest = status.and_then(|status| status.longest_lease_seconds).unwrap_or(0);
-    if !known || longest < lease {
+    if !lock.is_provisioned() || longest < lease {
         return Step::Remember { longest: longest.max(lease) };
     }
     let ours = |record: &&Inspection| record.lock_uid == lock.uid().unwrap_or_default();
@@ -86,6 +84,7 @@ pub(in crate::controller) fn quarantine(lock: &DistributedLock) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::condition::{self, types};
     use crate::api::{DistributedLockSpec, DistributedLockStatus};
 
     fn lock(generation: i64, provisioned: bool) -> DistributedLock {

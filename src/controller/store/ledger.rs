@@ -28,9 +28,12 @@ impl Ledger {
         Self { client, name: name.into(), term: None }
     }
 
-    /// The term of this reign, once it has begun.
-    pub(super) fn term(&self) -> Option<i64> {
-        self.term
+    /// The term of this reign, which begins here if it hasn't.
+    pub(super) async fn reign(&mut self) -> Result<i64, Trouble> {
+        match self.term {
+            Some(term) => Ok(term),
+            None => self.raise_term(0).await,
+        }
     }
 
     pub(super) fn api(&self) -> Api<LockStore> {

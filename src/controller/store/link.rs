@@ -6,25 +6,22 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
-use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
+use kube::Api;
 use tracing::{info, warn};
 
-use super::super::Context;
 use super::super::stores::StoreState;
+use super::super::{Context, lock_ref};
+use super::missing;
 use super::trouble::Trouble;
-use crate::api::condition::{self, reasons, types};
-use crate::api::{DistributedLock, LockStore};
+use crate::api::LockStore;
+use crate::api::condition::reasons;
 use crate::failpoint::{Failpoint, around};
-use crate::lease::LockKey;
 use crate::store::{Changes, Endpoint, LIBRARY_SOURCE, LibraryState, Offered, Password, ServerFacts, Store, Tls};
 
 /// How often Redis is asked which locks have changed: how late a direct hold is seen.
 const CHANGES_EVERY: Duration = Duration::from_millis(200);
 /// How often it is looked whether a record has gone: a lock that nobody asks for tells nothing by itself.
 const RECORDS_EVERY: Duration = Duration::from_secs(1);
-/// Records looked for by one call.
-const BATCH: usize = 100;
 /// How often version and memory policy are looked at again.
 const FACTS_EVERY: Duration = Duration::from_secs(30);
 
@@ -100,7 +97,7 @@ impl Link {
                         None => return,
                     },
                     _ = tick.tick() => told = look_at_changes(&ctx, &name, told).await,
-                    _ = records.tick() => look_for_records(&ctx, &name).await,
+                    _ = records.tick() => missing::look(&ctx, &name).await,
                 }
             }
         }
@@ -127,33 +124,9 @@ async fn look_at_changes(ctx: &Context, store: &str, told: i64) -> i64 {
     let changes = around(Failpoint::StoreChanges, open.control.changes(told)).await;
     let Ok(Ok(Changes { batch, locks })) = changes else { return told };
     for lock in locks {
-        ctx.triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
+        ctx.triggers.lock(lock_ref(&lock));
     }
     batch
-}
-
-/// Looks at every lock whose record has gone: evicted, deleted or flushed.
-async fn look_for_records(ctx: &Context, store: &str) {
-    let Some(StoreState::Ready(open)) = ctx.stores.state(store) else { return };
-    let expected: Vec<LockKey> =
-        ctx.locks().iter().filter(|lock| lock.store_name() == store).filter_map(expected).collect();
-    for batch in expected.chunks(BATCH) {
-        if !matches!(open.control.have_records(batch).await, Ok(false)) {
-            continue;
-        }
-        for lock in batch {
-            if let Ok(false) = open.control.have_records(std::slice::from_ref(lock)).await {
-                ctx.triggers.lock(ObjectRef::<DistributedLock>::new(lock.name()).within(lock.namespace()));
-            }
-        }
-    }
-}
-
-/// The key of a lock that has had a record.
-fn expected(lock: &Arc<DistributedLock>) -> Option<LockKey> {
-    let status = lock.status.as_ref()?;
-    let provisioned = condition::is_true(&status.conditions, types::PROVISIONED);
-    LockKey::new(&lock.namespace()?, &lock.name_any()).ok().filter(|_| provisioned)
 }
 
 async fn endpoint(ctx: &Context, object: &LockStore) -> Result<Endpoint, Trouble> {

@@ -125,9 +125,8 @@ impl Opener<'_> {
 
     /// The highest epoch of a token in the status of a lock of this store.
     fn told(&self) -> i64 {
-        let locks = self.ctx.locks();
-        let ours = locks.iter().filter(|lock| lock.store_name() == self.name);
-        let tokens = ours.filter_map(|lock| lock.status.as_ref()?.fencing_token).filter_map(FencingToken::new);
+        let locks = self.ctx.locks_of(self.name);
+        let tokens = locks.filter_map(|lock| lock.status.as_ref()?.fencing_token).filter_map(FencingToken::new);
         tokens.map(|token| token.epoch().get()).max().unwrap_or(0)
     }
 
@@ -139,9 +138,7 @@ impl Opener<'_> {
         let claims = Api::<LockClaim>::all(client).list(&ListParams::default()).await?;
         let mut restored = Vec::new();
         for lock in &locks.items {
-            let provisioned =
-                lock.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, types::PROVISIONED));
-            if lock.store_name() != self.name || !provisioned {
+            if lock.store_name() != self.name || !lock.is_provisioned() {
                 continue;
             }
             let namespace = lock.namespace().unwrap_or_default();

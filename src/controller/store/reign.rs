@@ -162,10 +162,7 @@ impl Reign {
         self.isolated_for = self.isolated_for.max(facts.isolation.unwrap_or_default().goes_on_for());
         let store = link.store.clone();
         let uid = object.uid().unwrap_or_default();
-        let term = match self.ledger.term() {
-            Some(term) => term,
-            None => self.ledger.raise_term(0).await?,
-        };
+        let term = self.ledger.reign().await?;
         let control = Control::new(store, uid, term);
         let sent = boottime();
         let heartbeat = match around(Failpoint::StoreHeartbeat, control.heartbeat()).await {
@@ -231,8 +228,7 @@ impl Reign {
         let object = self.object.borrow().clone();
         let conditions = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         if condition::is_true(conditions, types::RECOVERING) {
-            let locks = self.ctx.locks();
-            let longest = locks.iter().filter(|lock| lock.store_name() == self.name).map(|lock| quarantine(lock)).max();
+            let longest = self.ctx.locks_of(&self.name).map(|lock| quarantine(&lock)).max();
             self.ctx.stores.quarantine(&self.name, boottime() + longest.unwrap_or_default());
         }
     }
@@ -363,22 +359,17 @@ impl Reign {
 
     /// The longest lease that a lock of this store may have granted.
     fn longest_lease(&self) -> Duration {
-        let locks = self.ctx.locks();
-        let ours = locks.iter().filter(|lock| lock.store_name() == self.name);
-        ours.map(|lock| lock.longest_lease()).max().unwrap_or_default()
+        self.ctx.locks_of(&self.name).map(|lock| lock.longest_lease()).max().unwrap_or_default()
     }
 
     /// How many locks use this store.
     fn users(&self) -> usize {
-        self.ctx.locks().iter().filter(|lock| lock.store_name() == self.name).count()
+        self.ctx.locks_of(&self.name).count()
     }
 
     /// A store that no lock uses goes.
     async fn delete(&mut self, object: &LockStore) -> Result<Trouble, Trouble> {
-        let term = match self.ledger.term() {
-            Some(term) => term,
-            None => self.ledger.raise_term(0).await?,
-        };
+        let term = self.ledger.reign().await?;
         if self.link.is_none() {
             self.link = Link::new(&self.ctx, object).await.ok();
         }

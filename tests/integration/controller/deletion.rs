@@ -146,6 +146,13 @@ impl Scene {
         self.still_held().await;
     }
 
+    async fn lock_waits_until_its_holder_ends(&self) {
+        if self.waits() {
+            self.lock_waits_for_its_holder().await;
+            self.holder_ends().await;
+        }
+    }
+
     async fn lock_is_gone(&self) {
         self.f.test.gone::<DistributedLock>("a", LIMIT).await;
         if self.by == By::Direct {
@@ -166,10 +173,7 @@ async fn a_lock_that_is_deleted_goes_after_its_holders(
 ) {
     let scene = Scene::new(by).await;
     scene.f.delete::<DistributedLock>("a").await;
-    if scene.waits() {
-        scene.lock_waits_for_its_holder().await;
-        scene.holder_ends().await;
-    }
+    scene.lock_waits_until_its_holder_ends().await;
     scene.lock_is_gone().await;
     assert!(!scene.leads().await);
 }
@@ -190,10 +194,7 @@ async fn a_lock_that_is_deleted_while_redis_is_gone_says_so_and_goes_when_it_is_
     scene.f.lock_is("a", "says what it waits for", says_so).await;
     scene.still_held().await;
     scene.redis_is_back().await;
-    if scene.waits() {
-        scene.lock_waits_for_its_holder().await;
-        scene.holder_ends().await;
-    }
+    scene.lock_waits_until_its_holder_ends().await;
     scene.lock_is_gone().await;
     assert!(!scene.leads().await);
 }
@@ -215,10 +216,7 @@ async fn a_store_that_is_deleted_waits_for_its_locks_and_no_redis(
     scene.still_held().await;
     assert!(scene.f.stores().get_opt(&scene.f.store_name()).await.unwrap().is_some(), "it has a lock");
     scene.f.delete::<DistributedLock>("a").await;
-    if scene.waits() {
-        scene.lock_waits_for_its_holder().await;
-        scene.holder_ends().await;
-    }
+    scene.lock_waits_until_its_holder_ends().await;
     scene.f.test.gone::<DistributedLock>("a", LIMIT).await;
     scene.store_is_gone().await;
 }

@@ -50,7 +50,7 @@ impl Fixture {
     /// A controller over an open store.
     pub(crate) async fn new() -> Self {
         let fixture = Self::over(RedisServer::start().await).await;
-        fixture.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
+        fixture.store_is("is Ready", is_ready).await;
         fixture
     }
 
@@ -254,6 +254,16 @@ pub(crate) fn ready(store: &LockStore) -> Option<(bool, String)> {
     let status = store.status.as_ref()?;
     let ready = condition::get(&status.conditions, types::READY)?;
     Some((ready.status == true.into(), ready.reason.clone()))
+}
+
+/// Whether a store is Ready.
+pub(crate) fn is_ready(store: &LockStore) -> bool {
+    ready(store).is_some_and(|(is, _)| is)
+}
+
+/// The epoch in a store's status.
+pub(crate) fn epoch(store: &LockStore) -> Option<i64> {
+    store.status.as_ref().and_then(|status| status.epoch)
 }
 
 /// Whether a store is not Ready for this reason.

@@ -9,17 +9,13 @@ use leasehold::lease::{Acquired, Renewed, Wait};
 use leasehold::store::Store;
 use rstest::rstest;
 
-use super::fixture::{Fixture, a_while, claim_condition, lock_reason, ready, request};
+use super::fixture::{Fixture, a_while, claim_condition, epoch, is_ready, lock_reason, request};
 use crate::support::{LIMIT, Proxy, RedisServer, wait_for};
 
 /// How soon the controller has to notice.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 /// The lease of the lock that is held directly.
 const LEASE: Duration = Duration::from_secs(5);
-
-fn epoch(store: &LockStore) -> Option<i64> {
-    store.status.as_ref().and_then(|status| status.epoch)
-}
 
 fn incarnation(store: &LockStore) -> Option<&str> {
     store.status.as_ref().and_then(|status| status.incarnation.as_deref())
@@ -31,10 +27,6 @@ fn of_store<'a>(store: &'a LockStore, type_: &str) -> Option<&'a Condition> {
 
 fn recovering(store: &LockStore) -> bool {
     of_store(store, types::RECOVERING).is_some_and(|recovering| recovering.status == true.into())
-}
-
-fn is_ready(store: &LockStore) -> bool {
-    ready(store).is_some_and(|(is, _)| is)
 }
 
 /// A lock that a process holds directly and doesn't renew, and one that a claim holds; before something happens to

@@ -10,15 +10,11 @@ use leasehold::lease::{Acquired, Wait};
 use leasehold::store::{LIBRARY_SOURCE, Store};
 use serde_json::json;
 
-use super::fixture::{Fixture, claim_condition, lock_condition, ready, request};
+use super::fixture::{Fixture, claim_condition, epoch, is_ready, lock_condition, ready, request};
 use crate::support::{LIMIT, RedisServer, eventually};
 
-fn epoch(store: &LockStore) -> Option<i64> {
-    store.status.as_ref().and_then(|status| status.epoch)
-}
-
 async fn current(f: &Fixture) -> LockStore {
-    f.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await
+    f.store_is("is Ready", is_ready).await
 }
 
 #[tokio::test]
@@ -35,8 +31,7 @@ async fn redis_killed_and_back_empty_takes_no_hold_and_the_next_token_is_higher(
     f.redis.kill();
     f.store_is("is not Ready", |store| ready(store).is_some_and(|(is, _)| !is)).await;
     f.redis.restart().await;
-    let after =
-        f.store_is("is Ready in a new epoch", |store| epoch(store) > before && ready(store).is_some_and(|(is, _)| is));
+    let after = f.store_is("is Ready in a new epoch", |store| epoch(store) > before && is_ready(store));
     after.await;
     let lock = f.workload().inspect(&f.key("a")).await.unwrap().expect("it is put back before the gate opens");
     assert_eq!((lock.holds.len(), lock.holds[0].token.get()), (1, first));
@@ -107,7 +102,7 @@ async fn a_server_whose_clock_is_set_grants_nothing_until_no_lease_of_before_can
     let library = Store::connect(&redis.endpoint(), "any").unwrap();
     library.load_library(&library_with_a_clock_to_set()).await.unwrap();
     let f = Fixture::over(redis).await;
-    f.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
+    f.store_is("is Ready", is_ready).await;
     f.ready_lock("a", |spec| spec.lease_duration_seconds = 6).await;
     f.ready_lock("delegated", |_| {}).await;
     f.claim("told", "delegated", |_| {}).await;

@@ -7,12 +7,8 @@ use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::{FINALIZER, LockClaim, LockStore, NamespacesFrom, SecretRef, TlsSpec};
 use serde_json::json;
 
-use super::fixture::{Fixture, lock_condition, lock_reason, not_ready, options, ready};
+use super::fixture::{Fixture, is_ready, lock_condition, lock_reason, not_ready, options, ready};
 use crate::support::{Controller, RedisServer, Scratch, free_port};
-
-fn is_ready(store: &LockStore) -> bool {
-    ready(store).is_some_and(|(is, _)| is)
-}
 
 #[tokio::test]
 async fn a_redis_that_is_down_at_the_start_is_waited_for() {

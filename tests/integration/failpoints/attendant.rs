@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::tours::{STALL, Tour};
 use super::witness;
 use crate::controller::fixture::Site;
-use crate::support::{Controller, ControllerOptions, LIMIT, eventually, wait_for};
+use crate::support::{Controller, ControllerOptions, LIMIT, eventually, panic_text, wait_for};
 
 /// What a whole tour may take.
 const TOUR_LIMIT: Duration = Duration::from_secs(180);
@@ -95,7 +95,7 @@ impl Attendant {
         let outcome = tokio::select! {
             outcome = tokio::time::timeout(TOUR_LIMIT, walk) => match outcome {
                 Err(_) => Err(format!("the tour took longer than {TOUR_LIMIT:?}")),
-                Ok(Err(panic)) => Err(words(&*panic)),
+                Ok(Err(panic)) => Err(panic_text(&*panic)),
                 Ok(Ok(())) if !self.struck.get() => Err("the tour never got there".to_owned()),
                 Ok(Ok(())) => Ok(()),
             },
@@ -195,9 +195,4 @@ impl Attendant {
         std::fs::write(&file, logs).ok();
         file.display().to_string()
     }
-}
-
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_else(|| "a panic".into())
 }

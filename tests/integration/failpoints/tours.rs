@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::attendant::Attendant;
 use crate::controller::elections::{among, leaders};
-use crate::controller::fixture::{Site, claim_condition, holder, lock_condition, options, ready, request};
+use crate::controller::fixture::{Site, claim_condition, holder, is_ready, lock_condition, options, request};
 use crate::controller::recovery::library_with_a_clock_to_set;
 use crate::policies::apply_force_release;
 use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, eventually, serving, wait_for};
@@ -81,7 +81,7 @@ impl Tour {
 
     /// The whole way. Panics where something isn't as it should be.
     pub(super) async fn walk(self, site: &mut Site, attendant: &Attendant) {
-        site.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
+        site.store_is("is Ready", is_ready).await;
         match self {
             Tour::Store => store(site, attendant).await,
             Tour::Lock => lock(site, attendant).await,
@@ -150,7 +150,7 @@ async fn store(site: &mut Site, attendant: &Attendant) {
 
 /// The epoch of a store that is Ready.
 async fn epoch(site: &Site) -> Option<i64> {
-    let ready = site.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
+    let ready = site.store_is("is Ready", is_ready).await;
     ready.status.and_then(|status| status.epoch)
 }
 

@@ -9,6 +9,7 @@ use super::dice::Dice;
 use super::stage::Stage;
 use super::strikes::Fault;
 use crate::support::history::Event;
+use crate::support::panic_text;
 
 /// A run with fewer acquisitions shows nothing.
 const ENOUGH: usize = 40;
@@ -60,10 +61,7 @@ fn run_row(fault: Fault, seed: u64) -> Line {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let run = || runtime.block_on(row(fault, seed));
-    let result = catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
-    });
+    let result = catch_unwind(AssertUnwindSafe(run)).map_err(|panic| panic_text(&*panic));
     runtime.shutdown_background();
     Line { fault, seed, result }
 }

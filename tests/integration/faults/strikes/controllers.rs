@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::stage::Stage;
-use super::{is_gone, is_stopped};
+use super::is_gone;
 use crate::support::{LIMIT, wait_for};
 
 pub(super) async fn killed(stage: &mut Stage) -> String {
@@ -22,7 +22,7 @@ pub(super) async fn stopped(stage: &mut Stage) -> String {
     let process = stage.controller(leader).process();
     let pid = process.pid();
     process.pause();
-    wait_for("the controller is stopped", LIMIT, async || is_stopped(pid).then_some(())).await;
+    wait_for("the controller is stopped", LIMIT, async || process.is_stopped().then_some(())).await;
     // Longer than its Lease: the other leads meanwhile.
     tokio::time::sleep(Duration::from_secs(6)).await;
     stage.controller(leader).process().resume();

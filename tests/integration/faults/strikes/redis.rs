@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::dice::Dice;
 use super::super::stage::{LEASE, Stage};
-use super::{is_gone, is_stopped};
+use super::is_gone;
 use crate::support::{LIMIT, Proxy, RedisServer, wait_for};
 
 async fn identity(redis: &RedisServer) -> String {
@@ -42,7 +42,7 @@ pub(super) async fn killed_with_aof(stage: &mut Stage, dice: &mut Dice) -> Strin
 pub(super) async fn stopped(stage: &mut Stage) -> String {
     let redis = stage.f.redis.process();
     redis.pause();
-    wait_for("Redis is stopped", LIMIT, async || is_stopped(redis.pid()).then_some(())).await;
+    wait_for("Redis is stopped", LIMIT, async || redis.is_stopped().then_some(())).await;
     let away = Duration::from_secs(LEASE.unsigned_abs().into()) + Duration::from_secs(1);
     tokio::time::sleep(away).await;
     redis.resume();
