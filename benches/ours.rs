@@ -48,7 +48,7 @@ impl Ours {
         let ours = Self::connect(server)?;
         ours.store.load_library(LIBRARY_SOURCE).await?;
         let control = Control::new(ours.store.clone(), format!("{:036x}", 1), 1);
-        let seen = control.heartbeat().await??;
+        let seen = control.heartbeat("test", 0).await??;
         let epoch = seen.epoch.next().context("no epoch is left")?.max(Epoch::at_least_since_2026(0));
         control.open(&Opening { run_id: seen.run_id, replid: seen.replid, epoch }).await??;
         for (number, lock) in ours.locks.iter().enumerate() {

@@ -80,6 +80,10 @@ failpoints! {
     StoreChanges = "store.changes",
     /// The key prefix is left to others.
     StoreLeave = "store.leave",
+    /// The mark, in etcd, after claims were told of grants.
+    StoreMark = "store.mark",
+    /// etcd was put back to an older copy: that this is so, how far it is healed, and that a person has confirmed.
+    StoreDoubt = "store.doubt",
     /// The last token of a lock that goes, in the LockStore's status.
     StoreTokenFloor = "store.token-floor",
 
@@ -99,6 +103,8 @@ failpoints! {
     LockExpire = "lock.expire",
     /// Delegated holds are renewed before their expiry is published.
     LockRenew = "lock.renew",
+    /// A hold that etcd has and Redis doesn't is put back.
+    LockPutBack = "lock.put-back",
     /// A hold or place that nobody records is freed.
     LockFreeOrphan = "lock.free-orphan",
     /// The status of a lock.

@@ -28,6 +28,8 @@ pub mod types {
     pub const EVICTION_SAFE: &str = "EvictionSafe";
     /// Redis's clock was set; grants wait until no lease of before can still be believed.
     pub const CLOCK_STEPPED: &str = "ClockStepped";
+    /// etcd was put back to an older copy: what Redis holds and no claim records is kept until a person confirms.
+    pub const ETCD_RESTORED: &str = "EtcdRestored";
     /// A master that is cut off from its replicas stops to grant by itself.
     pub const ISOLATED_MASTER_BOUNDED: &str = "IsolatedMasterBounded";
 }
@@ -90,6 +92,12 @@ pub mod reasons {
     pub const CLOCK_STEPPED: &str = "ClockStepped";
     /// Redis's clock goes on.
     pub const CLOCK_STEADY: &str = "ClockSteady";
+    /// Redis knows what etcd has forgotten; a fresh epoch is being taken.
+    pub const ETCD_WENT_BACK: &str = "EtcdWentBack";
+    /// A person is to confirm that nothing runs that etcd has forgotten.
+    pub const AWAITING_CONFIRMATION: &str = "AwaitingConfirmation";
+    /// A person has.
+    pub const CONFIRMED: &str = "Confirmed";
     /// There is no replica that could become a second master.
     pub const NO_REPLICAS: &str = "NoReplicas";
     /// A master without enough replicas takes no writes.

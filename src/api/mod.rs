@@ -43,6 +43,9 @@ pub const VERSION: &str = "v1alpha1";
 pub const FINALIZER: &str = "leasehold.dev/finalizer";
 /// A label of each claim is this followed by the name of its lock, so that the claims of a lock can be listed.
 pub const LOCK_LABEL: &str = "lock.leasehold.dev/";
+/// An annotation on a `LockStore` with the transition time of its condition `EtcdRestored`: nothing runs any more that
+/// was granted a lock since the copy of etcd that was put back.
+pub const CONFIRM_ETCD_RESTORE: &str = "leasehold.dev/confirm-etcd-restore";
 /// The store of a lock that names none.
 pub const DEFAULT_STORE: &str = "default";
 /// The controller of a store that names none.

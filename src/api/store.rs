@@ -219,8 +219,14 @@ pub struct LockStoreStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = MAX_SAFE))]
     pub token_floor: Option<i64>,
+    /// Rises while claims are told of grants. Redis keeps the highest that it was told: a lower one here shows that etcd
+    /// was put back to an older copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = MAX_SAFE))]
+    pub mark: Option<i64>,
     /// Ready: its locks can be granted. Recovering: Redis lost data or was replaced, and grants wait until no lease of
-    /// before can still be believed.
+    /// before can still be believed. EtcdRestored: etcd was put back to an older copy, and a person is to confirm that
+    /// nothing runs that it has forgotten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

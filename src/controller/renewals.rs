@@ -34,6 +34,8 @@ pub(super) struct Kept {
 struct Entry {
     kept: Kept,
     due: Instant,
+    /// Redis had no such hold when it was last renewed.
+    missing: bool,
 }
 
 /// Everything that is kept, by holder id.
@@ -52,7 +54,7 @@ impl Renewals {
             Some(entry) if entry.kept.lease == kept.lease => entry.kept = kept,
             _ => {
                 let due = Instant::now() + kept.lease.unwrap_or_default() / 3;
-                entries.insert(id, Entry { kept, due });
+                entries.insert(id, Entry { kept, due, missing: false });
             }
         }
     }
@@ -89,6 +91,19 @@ impl Renewals {
         held.map(|(id, e)| (e.kept.lock.clone(), id.clone())).collect()
     }
 
+    /// The holds of one lock that Redis doesn't have.
+    pub(super) fn missing_of(&self, lock: &LockKey) -> Vec<HolderId> {
+        let entries = self.entries();
+        let missing = entries.iter().filter(|(_, entry)| entry.missing && entry.kept.lock == *lock);
+        missing.map(|(id, _)| id.clone()).collect()
+    }
+
+    fn set_missing(&self, id: &HolderId, missing: bool) {
+        if let Some(entry) = self.entries().get_mut(id) {
+            entry.missing = missing;
+        }
+    }
+
     /// What is due now, by store; the next turn of each is set.
     fn take_due(&self, now: Instant) -> HashMap<String, Vec<(LockKey, HolderId)>> {
         let mut due: HashMap<String, Vec<_>> = HashMap::new();
@@ -114,7 +129,7 @@ pub(super) async fn run(renewals: &Renewals, stores: &SharedStores, triggers: &T
             };
             for batch in holds.chunks(BATCH) {
                 match around(Failpoint::HoldsRenew, open.control.store().renew(batch)).await {
-                    Ok(answers) => heed(batch, &answers, triggers, metrics),
+                    Ok(answers) => heed(renewals, batch, &answers, triggers, metrics),
                     Err(error) => {
                         metrics.renewals.failed.inc_by(batch.len() as u64);
                         debug!(store, %error, "delegated holds were not renewed; they stay held");
@@ -126,8 +141,15 @@ pub(super) async fn run(renewals: &Renewals, stores: &SharedStores, triggers: &T
 }
 
 /// A hold that the record lacks is a matter for the lock's loop: it puts it back.
-fn heed(batch: &[(LockKey, HolderId)], answers: &[Renewed], triggers: &Triggers, metrics: &Metrics) {
+fn heed(
+    renewals: &Renewals,
+    batch: &[(LockKey, HolderId)],
+    answers: &[Renewed],
+    triggers: &Triggers,
+    metrics: &Metrics,
+) {
     for ((lock, id), answer) in batch.iter().zip(answers) {
+        renewals.set_missing(id, matches!(answer, Renewed::Lost | Renewed::NotHeld));
         match answer {
             Renewed::Held(_) => {
                 metrics.renewals.renewed.inc();

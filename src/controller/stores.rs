@@ -71,6 +71,10 @@ struct Handle {
     /// On our own clock.
     quarantined_until: Duration,
     outgrown: watch::Sender<Epoch>,
+    /// etcd may have forgotten what Redis holds.
+    in_doubt: bool,
+    /// Claims were told of grants since the mark was last raised.
+    told: bool,
 }
 
 /// All stores of this controller, by name.
@@ -82,7 +86,14 @@ impl Stores {
     pub(super) fn seat(&self, name: &str, token_floor: i64) -> Seat {
         let (state, seen) = watch::channel(StoreState::starting());
         let (wanted, outgrown) = watch::channel(Epoch::default());
-        let handle = Handle { state: seen, outgrown: wanted, token_floor, quarantined_until: Duration::ZERO };
+        let handle = Handle {
+            state: seen,
+            token_floor,
+            quarantined_until: Duration::ZERO,
+            outgrown: wanted,
+            in_doubt: false,
+            told: false,
+        };
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), handle);
         Seat { state, outgrown }
     }
@@ -137,6 +148,34 @@ impl Stores {
     pub(super) fn quarantined_until(&self, name: &str) -> Duration {
         let stores = self.0.read().unwrap_or_else(PoisonError::into_inner);
         stores.get(name).map_or(Duration::ZERO, |handle| handle.quarantined_until)
+    }
+
+    /// Whether etcd may have forgotten what Redis holds.
+    pub(super) fn in_doubt(&self, name: &str) -> bool {
+        let stores = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        stores.get(name).is_some_and(|handle| handle.in_doubt)
+    }
+
+    /// Says whether it may have.
+    pub(super) fn set_in_doubt(&self, name: &str, in_doubt: bool) {
+        let mut stores = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = stores.get_mut(name) {
+            handle.in_doubt = in_doubt;
+        }
+    }
+
+    /// A claim was told of a grant.
+    pub(super) fn note_told(&self, name: &str) {
+        let mut stores = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = stores.get_mut(name) {
+            handle.told = true;
+        }
+    }
+
+    /// Whether claims were told of grants since this was last asked.
+    pub(super) fn take_told(&self, name: &str) -> bool {
+        let mut stores = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        stores.get_mut(name).is_some_and(|handle| std::mem::take(&mut handle.told))
     }
 
     /// Asks for an epoch above `epoch`. Asking again costs nothing.

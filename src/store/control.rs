@@ -66,6 +66,8 @@ pub struct Heartbeat {
     pub gate: Option<Epoch>,
     /// The highest epoch that the store's own key knows.
     pub epoch: Epoch,
+    /// The highest mark that it knew before.
+    pub mark: i64,
 }
 
 /// The locks whose records have changed.
@@ -196,20 +198,24 @@ impl Control {
         })
     }
 
-    /// Makes the term known, tells delegated waiters that a controller lives, and says who answers.
+    /// Makes the term known, tells delegated waiters that a controller lives, and says who answers. Redis keeps the
+    /// highest mark that it is told; etcd raises it first. A term that another reign has used is refused as stale.
     ///
     /// # Errors
     /// [`StoreError`]: no answer. The same for all calls below.
-    pub async fn heartbeat(&self) -> Answer<Heartbeat> {
+    pub async fn heartbeat(&self, reign: &str, mark: i64) -> Answer<Heartbeat> {
         const FUNCTION: &str = "leasehold1_heartbeat";
-        let mut reply = match self.ask(FUNCTION, &self.command(FUNCTION, &[])).await? {
+        let mut cmd = self.command(FUNCTION, &[]);
+        cmd.arg(reign).arg(mark);
+        let mut reply = match self.ask(FUNCTION, &cmd).await? {
             Ok(reply) => reply,
             Err(refusal) => return Ok(Err(refusal)),
         };
         let (now, run_id, replid, role) = (reply.take()?, reply.take()?, reply.take()?, reply.take()?);
         let gate = Epoch::new(reply.take()?).filter(|epoch| *epoch != Epoch::default());
         let epoch = Epoch::new(reply.take()?).unwrap_or(Epoch::MAX);
-        Ok(Ok(Heartbeat { now, run_id, replid, role, gate, epoch }))
+        let mark = reply.take()?;
+        Ok(Ok(Heartbeat { now, run_id, replid, role, gate, epoch, mark }))
     }
 
     /// Opens the gate of exactly the process it names. Safe to repeat.

@@ -6,7 +6,7 @@
 --                                      last ids that ended; one key, so that no eviction can tear them
 --   <prefix>:{namespace/name}:queue    sorted set, all scores 0: priority, arrival, id
 --   <prefix>:{namespace/name}:waiters  hash: id -> what it asks for
--- Key of a store: <prefix>:store, a hash: uid, term, epoch, run_id, replid.
+-- Key of a store: <prefix>:store, a hash: uid, term, reign, mark, epoch, run_id, replid.
 -- Channel of a waiter: <prefix>:{namespace/name}:inbox:<id>.
 --
 -- Wake one, in one way. Whoever queues is answered with this clock and the gate's epoch. A promotion writes an offer
@@ -675,18 +675,25 @@ local function run_id()
   return redis.call('INFO', 'server'):match('run_id:(%x+)')
 end
 
--- heartbeat: store key; uid, term. Makes the term known, and says which process answers.
+-- heartbeat: store key; uid, term, reign, mark. Makes the term known, says which process answers, and how high the mark
+-- was before: etcd raises it first, so that one above etcd's shows that etcd has gone back. So does a term that another
+-- reign has used: it is refused as one that is stale.
 local function heartbeat(keys, args)
   local reply = refused(keys, args)
   if reply then return reply end
   local now = now_ms()
-  local known = redis.call('HMGET', keys[1], 'term', 'epoch')
-  if known[1] ~= args[2] then redis.call('HSET', keys[1], 'uid', args[1], 'term', args[2]) end
+  local known = redis.call('HMGET', keys[1], 'term', 'epoch', 'reign', 'mark')
+  if known[1] == args[2] and known[3] and known[3] ~= args[3] then return {'stale-term', tonumber(args[2])} end
+  local mark, told = tonumber(known[4] or 0), tonumber(args[4])
+  if known[1] ~= args[2] or known[3] ~= args[3] or told > mark then
+    redis.call('HSET', keys[1], 'uid', args[1], 'term', args[2], 'reign', args[3], 'mark',
+      string.format('%.0f', math.max(mark, told)))
+  end
   terms[args[1]] = tonumber(args[2])
   local role, replid = replication()
   local gate = open_gate(args[1], now)
   if gate then gate.heartbeat = now end
-  return {'ok', now, run_id(), replid, role, gate and gate.epoch or 0, tonumber(known[2] or 0)}
+  return {'ok', now, run_id(), replid, role, gate and gate.epoch or 0, tonumber(known[2] or 0), mark}
 end
 
 -- open: store key; uid, term, epoch, run_id, replid. Reaches only the process it names.
@@ -732,7 +739,7 @@ end
 local function leave(keys, args)
   local reply = refused(keys, args)
   if reply then return reply end
-  redis.call('HDEL', keys[1], 'uid', 'term')
+  redis.call('HDEL', keys[1], 'uid', 'term', 'reign', 'mark')
   gates[args[1]], terms[args[1]] = nil, nil
   return {'ok'}
 end
@@ -752,8 +759,9 @@ local function configure(h, args)
 end
 
 -- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned. One that is put back
--- waits no longer: it would be granted a second time.
-local function put_back(l, args, from, now)
+-- waits no longer: it would be granted a second time. Beside an open gate one that has just ended stays so: etcd may
+-- have let it go since it was read.
+local function put_back(l, args, from, now, gate)
   for i = from, #args, 6 do
     local id = args[i]
     leave_queue(l, id)
@@ -761,19 +769,19 @@ local function put_back(l, args, from, now)
     local o = raw and unpack_hold(raw)
     if o then
       o.state = 'pinned'
-    else
+    elseif not (gate and raw and ended(l.h, raw, now)) then
       o = {token = tonumber(args[i + 1]), permits = tonumber(args[i + 2]), mode = args[i + 3], acquired = now,
         renewed = now, expires = now + l.h.lease, state = 'pinned', identity = args[i + 4], pod = args[i + 5]}
       count(l.h, o, 1)
       l.h.last = math.max(l.h.last, o.token)
     end
-    put_hold(l, id, o)
+    if o then put_hold(l, id, o) end
   end
 end
 
 -- Arguments from the third: lock uid, generation, permits, lease ms, max hold ms, token floor, quarantine ms,
 -- ceiling of tokens (0: none), whether it is elected, then for each hold: id, token, permits, mode, identity, pod uid.
-local function configure_record(keys, args, now)
+local function configure_record(keys, args, now, gate)
   local l = load(keys, 2, '', now)
   local fresh = l == nil
   if l and l.changed then
@@ -788,7 +796,7 @@ local function configure_record(keys, args, now)
   h.last = math.max(h.last, tonumber(args[8]))
   if tonumber(args[9]) > 0 then h.not_before = math.max(h.not_before, now + tonumber(args[9])) end
   put(l, 'config', pack_config(h))
-  put_back(l, args, 12, now)
+  put_back(l, args, 12, now, gate)
   return l, {'ok', fresh and 1 or 0, tampered, h.last}
 end
 
@@ -797,7 +805,7 @@ local function provision(keys, args)
   local now = now_ms()
   local gate, no = admitted(keys, args, now)
   if not gate then return no end
-  local l, reply = configure_record(keys, args, now)
+  local l, reply = configure_record(keys, args, now, gate)
   promote(l, now)
   flush(l)
   return reply

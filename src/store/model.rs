@@ -46,6 +46,8 @@ struct Gate {
 struct StoreKey {
     uid: Option<String>,
     term: i64,
+    reign: Option<String>,
+    mark: i64,
     opened: Option<(Epoch, String, String)>,
 }
 

@@ -10,5 +10,6 @@ mod locks;
 mod pods;
 pub(crate) mod recovery;
 mod replicas;
+mod restores;
 mod stores;
 mod unreachable;

@@ -221,6 +221,9 @@ impl Look {
                 self.held(status, true, reasons::HELD, &format!("it holds with token {}", grant.token));
             })
             .await?;
+        if let Some(lock) = &self.lock {
+            self.ctx.stores.note_told(lock.store_name());
+        }
         let note = format!("holds {} with token {}", self.key.name(), grant.token);
         self.ctx.events.normal(&*self.claim, "Acquired", "Grant", note).await;
         Ok(next)

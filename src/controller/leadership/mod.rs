@@ -42,7 +42,7 @@ impl Default for Election {
 }
 
 /// A number that differs from process to process.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
@@ -56,6 +56,8 @@ pub(super) struct Leadership {
     seen: Option<(Lease, Duration)>,
     /// When the renewal that succeeded last was sent.
     renewed: Duration,
+    /// etcd was put back to an older copy. Watches that began before may miss what happens until it is as far again.
+    etcd_went_back: bool,
 }
 
 impl Leadership {
@@ -68,6 +70,7 @@ impl Leadership {
             election,
             seen: None,
             renewed: Duration::ZERO,
+            etcd_went_back: false,
         }
     }
 
@@ -95,7 +98,11 @@ impl Leadership {
             if left.is_zero() {
                 return Error::LeadershipLost("its Lease was not renewed in time");
             }
-            match tokio::time::timeout(left, self.round()).await {
+            let round = tokio::time::timeout(left, self.round()).await;
+            if self.etcd_went_back {
+                return Error::LeadershipLost("etcd was put back to an older copy: all that was read is read anew");
+            }
+            match round {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return Error::LeadershipLost("another replica leads"),
                 Ok(Err(error)) => debug!(%error, "the Lease was not renewed; it is tried again"),
@@ -156,6 +163,8 @@ impl Leadership {
     async fn look(&mut self) -> kube::Result<()> {
         let lease = self.api.get_opt(&self.name).await?;
         let before = self.seen.take();
+        let revisions = (before.as_ref().and_then(|(known, _)| revision(known)), lease.as_ref().and_then(revision));
+        self.etcd_went_back |= matches!(revisions, (Some(before), Some(now)) if now < before);
         self.seen = lease.map(|lease| match before {
             Some((known, changed)) if record(&known) == record(&lease) => (lease, changed),
             _ => (lease, boottime()),
@@ -181,6 +190,11 @@ impl Leadership {
         lease.metadata.name = Some(self.name.clone());
         self.api.create(&params, &lease).await
     }
+}
+
+/// A number that rises with each change, since Kubernetes 1.35 by its own word, and in etcd always; `None`: no number.
+fn revision(lease: &Lease) -> Option<u64> {
+    lease.metadata.resource_version.as_ref()?.parse().ok()
 }
 
 fn record(lease: &Lease) -> Record {

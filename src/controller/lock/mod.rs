@@ -28,7 +28,7 @@ use crate::lease::{Epoch, LockKey};
 use crate::store::{Due, Inspection};
 use force::Heeded;
 use plan::Step;
-use record::{apply, free_orphans, lower_longest, recover, remember, wake_offered};
+use record::{apply, free_orphans, lower_longest, put_back_missing, recover, remember, wake_offered};
 use report::report;
 use status::{Readiness, Write};
 
@@ -204,6 +204,7 @@ async fn settle(
     };
     wake_offered(ctx, &record);
     free_orphans(ctx, lock, key, open, &record).await?;
+    put_back_missing(ctx, lock, key, open, &record).await?;
     let (mut lock, mut readiness) = (lock.clone(), readiness(&record));
     if election::concerns(&lock) {
         let elected = election::elect(ctx, &lock, key, open).await?;

@@ -140,7 +140,8 @@ fn is_known(ctx: &Context, id: &HolderId) -> bool {
 
 /// A pinned hold or delegated waiter that neither a claim nor the election records comes from an old copy of Redis, or
 /// from a claim whose finalizer somebody has taken off. It is freed, but only after a list from a quorum has shown that
-/// nobody records it.
+/// nobody records it. Where etcd has gone back, a claim may have been told of it: it is kept until a person confirms. An
+/// elected pod knows it by its label, which has gone back with the rest.
 pub(super) async fn free_orphans(
     ctx: &Context,
     lock: &DistributedLock,
@@ -150,6 +151,8 @@ pub(super) async fn free_orphans(
 ) -> Result<(), Error> {
     let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
     let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
+    let in_doubt = ctx.stores.in_doubt(lock.store_name());
+    let pinned = pinned.filter(|id| !in_doubt || election::is_choice(lock, id));
     let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| !is_known(ctx, id)).collect();
     if unknown.is_empty() {
         return Ok(());
@@ -171,6 +174,36 @@ pub(super) async fn free_orphans(
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Holds that this process keeps and the record lacks, though it was never lost: etcd has gone back, to when they were
+/// held. etcd is the memory: they are put back with their tokens, also where permits are then exceeded. Only what a list
+/// from a quorum records, made after the record was read: what is being given back goes from etcd first.
+pub(super) async fn put_back_missing(
+    ctx: &Context,
+    lock: &DistributedLock,
+    key: &LockKey,
+    open: &OpenStore,
+    record: &Inspection,
+) -> Result<(), Error> {
+    let mut missing = ctx.renewals.missing_of(key);
+    missing.retain(|id| record.holds.iter().all(|hold| hold.id != *id));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let claims = listed_claims(ctx, lock).await?;
+    let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
+    wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
+    wanted.holds.extend(as_recorded(ctx, lock).await?.iter().flat_map(election::remembered));
+    wanted.holds.retain(|hold| missing.contains(&hold.id));
+    if wanted.holds.is_empty() {
+        return Ok(());
+    }
+    warn!(%key, holds = wanted.holds.len(), "holds that etcd records and Redis lacks are put back");
+    if let Err(refusal) = around(Failpoint::LockPutBack, open.control.provision(key, &wanted)).await? {
+        info!(%key, %refusal, "not put back now");
     }
     Ok(())
 }

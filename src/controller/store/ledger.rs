@@ -5,7 +5,9 @@ use std::sync::Arc;
 use kube::{Api, Client};
 use tracing::info;
 
+use super::super::leadership::random;
 use super::super::writes::{is_conflict, replace_status};
+use super::doubt;
 use super::trouble::Trouble;
 use crate::api::condition::reasons;
 use crate::api::{LockStore, LockStoreStatus};
@@ -20,12 +22,16 @@ pub(super) struct Ledger {
     client: Client,
     name: Arc<str>,
     term: Option<i64>,
+    /// Tells this reign from another that had the same term before etcd was put back.
+    reign: Arc<str>,
+    /// As high as it was last written, or read.
+    mark: i64,
 }
 
 impl Ledger {
     /// Before the reign has begun.
     pub(super) fn new(client: Client, name: &str) -> Self {
-        Self { client, name: name.into(), term: None }
+        Self { client, name: name.into(), term: None, reign: format!("{:016x}", random()).into(), mark: 0 }
     }
 
     /// The term of this reign, which begins here if it hasn't.
@@ -40,7 +46,38 @@ impl Ledger {
         Api::all(self.client.clone())
     }
 
-    /// Begins a reign: a term above etcd's and Redis's. Another reign that began since ours ends it instead.
+    /// The name of this reign in Redis.
+    pub(super) fn name_of_reign(&self) -> &str {
+        &self.reign
+    }
+
+    /// The mark that Redis is to know.
+    pub(super) fn mark(&self) -> i64 {
+        self.mark
+    }
+
+    /// Raises it, since claims were told of grants.
+    pub(super) async fn raise_mark(&mut self) -> Result<(), Trouble> {
+        let written = self
+            .update(Failpoint::StoreMark, |status| {
+                status.mark = Some(status.mark.unwrap_or(0) + 1);
+            })
+            .await?;
+        self.mark = written.mark.unwrap_or(0);
+        Ok(())
+    }
+
+    /// etcd was put back to an older copy.
+    pub(super) async fn note_doubt(&mut self, why: &str, mark: i64) -> Result<(), Trouble> {
+        let now = jiff::Timestamp::now();
+        let written =
+            self.update(Failpoint::StoreDoubt, |status| doubt::note(&self.name, status, why, mark, now)).await?;
+        self.mark = written.mark.unwrap_or(0);
+        Ok(())
+    }
+
+    /// Begins a reign: a term above etcd's and Redis's. Another reign that began since ours ends it instead. Where ours
+    /// stands in etcd and Redis knows one that is higher, etcd has gone back.
     pub(super) async fn raise_term(&mut self, highest: i64) -> Result<i64, Trouble> {
         let own = self.term;
         let api = self.api();
@@ -53,6 +90,12 @@ impl Ledger {
             }
             let term = stands.max(highest) + 1;
             status.term = Some(term);
+            if own.is_some() {
+                let why =
+                    format!("Redis knows another reign with the term {highest}, etcd has {stands} free for this one");
+                doubt::note(&self.name, status, &why, 0, jiff::Timestamp::now());
+            }
+            self.mark = status.mark.unwrap_or(0);
             match replace_status(Failpoint::StoreTerm, &api, &object).await {
                 Ok(_) => {
                     info!(store = &*self.name, term, "reigns");

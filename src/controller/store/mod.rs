@@ -1,6 +1,7 @@
 //! The loop of `LockStore`: one task a store, that connects, reigns, opens the gate and tells the others.
 
 mod clock;
+mod doubt;
 mod ledger;
 mod link;
 mod mirror;

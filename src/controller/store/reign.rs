@@ -23,6 +23,7 @@ use super::super::stores::{OpenStore, Seat, StoreState};
 use super::super::writes::set_finalizer;
 use super::super::{Context, Error};
 use super::clock::ServerClock;
+use super::doubt::{self, Doubt, MARK_EVERY};
 use super::ledger::Ledger;
 use super::link::Link;
 use super::missing;
@@ -30,7 +31,7 @@ use super::opening::{Opened, Opener};
 use super::report::{self, News};
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
-use crate::api::{ConditionStatus, FINALIZER, LockStore};
+use crate::api::{ConditionStatus, FINALIZER, LockStore, LockStoreStatus};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::Epoch;
 use crate::store::{Control, Heartbeat, Refusal};
@@ -61,13 +62,19 @@ pub(super) struct Reign {
     stepped_at: Option<Duration>,
     /// When an epoch was last taken for missing records.
     outgrown_at: Option<Instant>,
+    /// Whether etcd has gone back, and how far that is healed.
+    doubt: Option<Doubt>,
+    /// When the mark was last raised.
+    marked_at: Option<Instant>,
     listener: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Reign {
     pub(super) fn new(ctx: Arc<Context>, name: &str, object: watch::Receiver<Arc<LockStore>>) -> Self {
-        let floor = object.borrow().status.as_ref().and_then(|status| status.token_floor).unwrap_or(0);
-        let seat = ctx.stores.seat(name, floor);
+        let status = object.borrow().status.clone().unwrap_or_default();
+        let seat = ctx.stores.seat(name, status.token_floor.unwrap_or(0));
+        let doubt = Doubt::of(&status);
+        ctx.stores.set_in_doubt(name, doubt.is_some());
         let name = name.to_owned();
         let ledger = Ledger::new(ctx.client.clone(), &name);
         Self {
@@ -83,6 +90,8 @@ impl Reign {
             closing: None,
             stepped_at: None,
             outgrown_at: None,
+            doubt,
+            marked_at: None,
             listener: None,
         }
     }
@@ -163,23 +172,29 @@ impl Reign {
         let store = link.store.clone();
         let uid = object.uid().unwrap_or_default();
         let term = self.ledger.reign().await?;
+        self.raise_mark().await?;
         let control = Control::new(store, uid, term);
         let sent = boottime();
-        let heartbeat = match around(Failpoint::StoreHeartbeat, control.heartbeat()).await {
-            Ok(Ok(heartbeat)) => heartbeat,
-            Ok(Err(Refusal::StaleTerm(highest))) => {
-                self.ledger.raise_term(highest).await?;
-                return Err(Trouble::new(reasons::OPENING, "a new term was taken"));
-            }
-            Ok(Err(refusal)) => return Err(refusal.into()),
-            Err(error) if error.is_missing_library() => return Err(self.load_library().await?),
-            Err(error) => return Err(error.into()),
-        };
+        let heartbeat =
+            match around(Failpoint::StoreHeartbeat, control.heartbeat(self.ledger.name_of_reign(), self.ledger.mark()))
+                .await
+            {
+                Ok(Ok(heartbeat)) => heartbeat,
+                Ok(Err(Refusal::StaleTerm(highest))) => {
+                    self.ledger.raise_term(highest).await?;
+                    self.doubt_begins().await;
+                    return Err(Trouble::new(reasons::OPENING, "a new term was taken"));
+                }
+                Ok(Err(refusal)) => return Err(refusal.into()),
+                Err(error) if error.is_missing_library() => return Err(self.load_library().await?),
+                Err(error) => return Err(error.into()),
+            };
         let answered = boottime();
         if heartbeat.role != "master" {
             let message = format!("the server is a {}; the address must be the master's", heartbeat.role);
             return Err(Trouble::new(reasons::NOT_MASTER, message));
         }
+        self.look_whether_etcd_went_back(object, &heartbeat).await?;
         let new = self.look_who_answers(&heartbeat).await?;
         let heartbeat = self.close_if_forsaken(&control, heartbeat).await?;
         if let Some(step) = self.clock.read(sent, answered, heartbeat.now) {
@@ -192,6 +207,49 @@ impl Reign {
             Some(why) => Err(self.clock_stepped(&control, why).await?),
             None => self.ensure_open(control, heartbeat).await,
         }
+    }
+
+    /// The mark rises in etcd, after claims were told of grants, and then in Redis.
+    async fn raise_mark(&mut self) -> Result<(), Trouble> {
+        let is_early = self.marked_at.is_some_and(|at| at.elapsed() < MARK_EVERY);
+        if is_early || !self.ctx.stores.take_told(&self.name) {
+            return Ok(());
+        }
+        self.ledger.raise_mark().await?;
+        self.marked_at = Some(Instant::now());
+        Ok(())
+    }
+
+    /// See [`doubt`].
+    async fn look_whether_etcd_went_back(&mut self, object: &LockStore, heartbeat: &Heartbeat) -> Result<(), Trouble> {
+        let cached = object.status.clone().unwrap_or_default();
+        let is_stale = LockStoreStatus { mark: Some(self.ledger.mark()), ..cached };
+        if doubt::evidence(&is_stale, heartbeat).is_some() {
+            let status = self.ledger.api().get_status(&self.name).await?.status.unwrap_or_default();
+            if let Some(why) = doubt::evidence(&status, heartbeat) {
+                self.ledger.note_doubt(&why, heartbeat.mark).await?;
+                self.doubt_begins().await;
+            }
+        }
+        if self.doubt == Some(Doubt::AwaitsConfirmation) && doubt::is_confirmed(object) {
+            let now = jiff::Timestamp::now();
+            self.ledger.update(Failpoint::StoreDoubt, |status| doubt::confirm(status, now)).await?;
+            self.doubt = None;
+            self.ctx.stores.set_in_doubt(&self.name, false);
+            let note = "nothing runs that etcd has forgotten: what no claim records is freed".to_owned();
+            self.ctx.events.normal(object, reasons::CONFIRMED, "FreeForgotten", note).await;
+            self.ctx.triggers.all_of_store(&self.ctx, &self.name);
+        }
+        Ok(())
+    }
+
+    async fn doubt_begins(&mut self) {
+        self.doubt = Some(Doubt::OwesEpoch);
+        self.ctx.stores.set_in_doubt(&self.name, true);
+        let object = self.object.borrow().clone();
+        let note = "etcd was put back to an older copy: see the condition EtcdRestored of this LockStore".to_owned();
+        warn!(store = self.name, note);
+        self.ctx.events.warning(&*object, reasons::ETCD_WENT_BACK, "KeepForgotten", note).await;
     }
 
     /// Another process, or another data set, is looked at afresh: its quarantine begins now. Whether it is one.
@@ -268,7 +326,8 @@ impl Reign {
     async fn ensure_open(&mut self, control: Control, heartbeat: Heartbeat) -> Result<OpenStore, Trouble> {
         let incarnation = incarnation(&heartbeat);
         let outgrown = *self.seat.outgrown.borrow_and_update();
-        if let Some(epoch) = heartbeat.gate.filter(|epoch| *epoch > outgrown || !self.may_outgrow()) {
+        let owes_epoch = self.doubt == Some(Doubt::OwesEpoch);
+        if let Some(epoch) = heartbeat.gate.filter(|epoch| !owes_epoch && (*epoch > outgrown || !self.may_outgrow())) {
             self.note_open(&incarnation, epoch).await?;
             return Ok(self.open_store(control, epoch));
         }
@@ -281,6 +340,11 @@ impl Reign {
         let opening = Opener { ctx, name, ledger, since, isolated_for: self.isolated_for, control: control_of };
         let Opened { epoch, lost } = opening.open(&heartbeat, &incarnation).await?;
         self.note_open(&incarnation, epoch).await?;
+        if owes_epoch && heartbeat.gate.is_some() {
+            let now = jiff::Timestamp::now();
+            self.ledger.update(Failpoint::StoreDoubt, |status| doubt::await_confirmation(status, now)).await?;
+            self.doubt = Some(Doubt::AwaitsConfirmation);
+        }
         if let Some(lost) = lost {
             let object = self.object.borrow().clone();
             self.ctx.events.warning(&*object, reasons::RECOVERING, "OpenGate", lost).await;

@@ -37,13 +37,18 @@ impl Model {
     ///
     /// # Errors
     /// The refusal of another install or of an older term. Those below: of what the real function refuses.
-    pub fn heartbeat(&mut self, reign: &Reign) -> Result<Heartbeat, Refusal> {
+    pub fn heartbeat(&mut self, reign: &Reign, name: &str, mark: i64) -> Result<Heartbeat, Refusal> {
         if let Some(refusal) = self.refused(reign) {
             return Err(refusal);
+        }
+        let named = self.store.reign.as_deref().filter(|_| self.store.term == reign.term);
+        if named.is_some_and(|known| known != name) {
+            return Err(Refusal::StaleTerm(reign.term));
         }
         let now = self.now;
         self.store.uid = Some(reign.uid.clone());
         self.store.term = reign.term;
+        self.store.reign = Some(name.to_owned());
         self.terms.insert(reign.uid.clone(), reign.term);
         let gate = self.gates.get_mut(&reign.uid).map(|gate| {
             gate.heartbeat = now;
@@ -51,7 +56,9 @@ impl Model {
         });
         let (run_id, replid) = self.process.clone();
         let epoch = self.store.opened.as_ref().map_or(Epoch::default(), |(epoch, ..)| *epoch);
-        Ok(Heartbeat { now, run_id, replid, role: "master".to_owned(), gate, epoch })
+        let before = self.store.mark;
+        self.store.mark = before.max(mark);
+        Ok(Heartbeat { now, run_id, replid, role: "master".to_owned(), gate, epoch, mark: before })
     }
 
     /// As [`crate::store::Control::open`].
@@ -74,7 +81,8 @@ impl Model {
             return Err(Refusal::StaleEpoch(used.get()));
         }
         let (uid, term, heartbeat) = (reign.uid.clone(), reign.term, self.now);
-        self.store = StoreKey { uid: Some(uid.clone()), term, opened: Some((epoch, run_id, replid)) };
+        (self.store.uid, self.store.term) = (Some(uid.clone()), term);
+        self.store.opened = Some((epoch, run_id, replid));
         self.terms.insert(uid.clone(), term);
         self.gates.insert(uid, Gate { epoch, heartbeat });
         Ok(())
@@ -100,7 +108,7 @@ impl Model {
         if let Some(refusal) = self.refused(reign) {
             return Err(refusal);
         }
-        (self.store.uid, self.store.term) = (None, 0);
+        self.store = StoreKey { opened: self.store.opened.take(), ..StoreKey::default() };
         self.gates.remove(&reign.uid);
         self.terms.remove(&reign.uid);
         Ok(())
@@ -112,7 +120,7 @@ impl Model {
     /// See [`Model::heartbeat`].
     pub fn provision(&mut self, reign: &Reign, provision: &Provision) -> Result<Provisioned, Refusal> {
         self.admit(reign)?;
-        let provisioned = self.configure(&reign.uid, provision);
+        let provisioned = self.configure(&reign.uid, provision, true);
         self.promote(None);
         Ok(provisioned)
     }
@@ -126,11 +134,11 @@ impl Model {
             Some(refusal) => Err(refusal),
             None if self.process != (to.run_id.clone(), to.replid.clone()) => Err(Refusal::OtherProcess),
             None if self.gates.contains_key(&reign.uid) => Err(Refusal::GateOpen),
-            None => Ok(self.configure(&reign.uid, provision)),
+            None => Ok(self.configure(&reign.uid, provision, false)),
         }
     }
 
-    fn configure(&mut self, store: &str, provision: &Provision) -> Provisioned {
+    fn configure(&mut self, store: &str, provision: &Provision, open: bool) -> Provisioned {
         let now = self.now;
         let fresh = self.load().is_none();
         let record = self.record.get_or_insert_with(|| Record { permits: 1, lease: 1, ..Record::default() });
@@ -140,7 +148,7 @@ impl Model {
         if provision.quarantine > Duration::ZERO {
             record.not_before = record.not_before.max(now + ms(provision.quarantine));
         }
-        record.put_back(provision, now);
+        record.put_back(provision, now, open);
         for hold in &provision.holds {
             self.leave(&hold.id);
         }

@@ -154,10 +154,13 @@ impl Record {
     }
 
     /// Puts back the holds that etcd remembers and the record lacks; all of them pinned.
-    pub(super) fn put_back(&mut self, provision: &Provision, now: i64) {
+    pub(super) fn put_back(&mut self, provision: &Provision, now: i64, open: bool) {
         for remembered in provision.holds.clone() {
             if let Some(hold) = self.hold(&remembered.id) {
                 hold.state = HoldState::Pinned;
+                continue;
+            }
+            if open && self.ended(&remembered.id, now).is_some() {
                 continue;
             }
             self.last = self.last.max(remembered.token.get());

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_REASON};
-use leasehold::api::{DistributedLock, LockClaim};
+use leasehold::api::{CONFIRM_ETCD_RESTORE, DistributedLock, LockClaim, LockStore};
 use leasehold::lease::{Acquired, HolderId, Mode, Request, Wait};
 use leasehold::store::{Control, Store};
 use serde_json::json;
@@ -124,6 +124,7 @@ async fn store(site: &mut Site, attendant: &Attendant) {
     site.redis.send::<()>("FLUSHALL").await;
     has_epoch_above(site, epoch).await;
     set_the_clock(site).await;
+    etcd_seems_put_back(site).await;
     let epoch = self::epoch(site).await;
     site.redis.kill();
     site.redis.restart().await;
@@ -186,6 +187,9 @@ async fn lock(site: &mut Site, attendant: &Attendant) {
     site.change::<DistributedLock>("a", json!({"leaseDurationSeconds": 1})).await;
     let lowered = |lock: &DistributedLock| lock.status.as_ref().and_then(|s| s.longest_lease_seconds) == Some(1);
     site.lock_is("a", "forgets its longer lease", lowered).await;
+    ends_in_redis_alone(site, "c").await;
+    let back = async || site.workload().inspect(&site.key("a")).await.ok().flatten().filter(|r| !r.holds.is_empty());
+    wait_for("the hold is put back", LIMIT, back).await;
     site.claim("d", "a", |_| {}).await;
     site.has_its_place("d").await;
     let key = format!("{}:{{{}/a}}:", site.test.name(), site.test.name());
@@ -280,6 +284,41 @@ async fn election(site: &mut Site, attendant: &Attendant) {
     leaders(site, 0, higher).await;
 }
 
+/// What an etcd that was put back to an older copy finds: a hold that it records and Redis has not.
+async fn ends_in_redis_alone(site: &Site, claim: &str) {
+    let told = site.claim_is(claim, "is told", |claim| claim_condition(claim, types::HELD)).await;
+    let id = told.status.and_then(|status| status.holder_id).expect("its id");
+    let id = HolderId::new(id).expect("an id");
+    let freed = async || control(site).await?.free(&site.key("a"), &id).await.ok()?.ok();
+    wait_for("its hold has ended in Redis", LIMIT, freed).await;
+}
+
+/// As the controller calls Redis now.
+async fn control(site: &Site) -> Option<Control> {
+    let store = site.stores().get(&site.store_name()).await.ok()?;
+    let term = store.status.as_ref()?.term?;
+    Some(Control::new(site.workload(), store.uid()?, term))
+}
+
+/// Redis knows a mark that etcd doesn't, and a person says that nothing runs that etcd has forgotten.
+async fn etcd_seems_put_back(site: &Site) {
+    site.redis.send::<i64>(&format!("HSET {}:store mark 1000000", site.test.name())).await;
+    let condition = |store: &LockStore| {
+        let status = store.status.clone().unwrap_or_default();
+        condition::get(&status.conditions, types::ETCD_RESTORED).cloned()
+    };
+    let awaits = |store: &LockStore| {
+        condition(store).is_some_and(|condition| condition.reason == reasons::AWAITING_CONFIRMATION)
+    };
+    let store = site.store_is("awaits a person", awaits).await;
+    let since = condition(&store).map(|condition| condition.last_transition_time.0.to_string());
+    let annotation = Patch::Merge(json!({"metadata": {"annotations": { CONFIRM_ETCD_RESTORE: since }}}));
+    site.stores().patch(&site.store_name(), &PatchParams::default(), &annotation).await.expect("patched");
+    let confirmed =
+        |store: &LockStore| condition(store).is_some_and(|condition| condition.reason == reasons::CONFIRMED);
+    site.store_is("is confirmed", confirmed).await;
+}
+
 /// What a controller leaves that dies between Redis and etcd.
 async fn choose_without_a_word(site: &Site, lock: &DistributedLock) {
     let pod = site.pods().api().get("a").await.expect("the pod").uid().expect("a UID");
@@ -288,10 +327,7 @@ async fn choose_without_a_word(site: &Site, lock: &DistributedLock) {
     let (mode, identity) = (Mode::Counted(1), "pod/a".to_owned());
     let request = Request { id, mode, priority: 0, wait, identity, pod_uid: Some(pod) };
     let chosen = async || {
-        let store = site.stores().get(&site.store_name()).await.ok()?;
-        let term = store.status.as_ref()?.term?;
-        let control = Control::new(site.workload(), store.uid()?, term);
-        let answer = control.claim(&site.key("l"), &request).await.ok()?.ok()?;
+        let answer = control(site).await?.claim(&site.key("l"), &request).await.ok()?.ok()?;
         matches!(answer, Acquired::Granted(_)).then_some(())
     };
     wait_for("a choice is made", LIMIT, chosen).await;

@@ -21,7 +21,8 @@ pub(crate) enum Step {
     Pin(Reign, HolderId),
     Free(Reign, HolderId),
     Expire(Reign),
-    Heartbeat(Reign),
+    /// Of a reign, with its name.
+    Heartbeat(Reign, u8),
     Open(Reign, Opening),
     Close(Reign),
     Leave(Reign),
@@ -89,7 +90,7 @@ impl Step {
             Step::Pin(reign, id) => Answer::Pinned(model.pin(reign, id)),
             Step::Free(reign, id) => Answer::Freed(model.free(reign, id)),
             Step::Expire(reign) => Answer::Expired(model.expire(reign).map(|due| vec![due])),
-            Step::Heartbeat(reign) => Answer::Heartbeat(model.heartbeat(reign)),
+            Step::Heartbeat(reign, name) => Answer::Heartbeat(model.heartbeat(reign, &name.to_string(), reign.term)),
             Step::Open(reign, opening) => Answer::Opened(model.open(reign, opening)),
             Step::Close(reign) => Answer::Closed(model.close(reign)),
             Step::Leave(reign) => Answer::Left(model.leave_prefix(reign)),

@@ -39,7 +39,7 @@ async fn server_time(declared: &Declared) -> i64 {
 async fn the_clock_is_the_servers_in_milliseconds() {
     let declared = Declared::with(&provision(1, Duration::from_millis(300))).await;
     let before = server_time(&declared).await;
-    let now = declared.control.heartbeat().await.unwrap().unwrap().now;
+    let now = declared.control.heartbeat("test", 0).await.unwrap().unwrap().now;
     let after = server_time(&declared).await;
     assert!((before..=after).contains(&now), "{now} is not between {before} and {after}");
     assert_eq!(declared.granted("first").await.remaining, Duration::from_millis(300));

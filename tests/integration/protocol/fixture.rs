@@ -59,7 +59,7 @@ impl Declared {
 
     /// The process that answers, for an epoch.
     pub(crate) async fn opening(&self, epoch: Epoch) -> Opening {
-        let beat = self.control.heartbeat().await.unwrap().unwrap();
+        let beat = self.control.heartbeat("test", 0).await.unwrap().unwrap();
         Opening { run_id: beat.run_id, replid: beat.replid, epoch }
     }
 

@@ -160,7 +160,9 @@ impl Machine {
             Step::Pin(reign, id) => Answer::Pinned(control(reign).pin(lock, id).await?),
             Step::Free(reign, id) => Answer::Freed(control(reign).free(lock, id).await?),
             Step::Expire(reign) => Answer::Expired(control(reign).expire(std::slice::from_ref(lock)).await?),
-            Step::Heartbeat(reign) => Answer::Heartbeat(control(reign).heartbeat().await?),
+            Step::Heartbeat(reign, name) => {
+                Answer::Heartbeat(control(reign).heartbeat(&name.to_string(), reign.term).await?)
+            }
             Step::Open(reign, to) => Answer::Opened(control(reign).open(&self.opening(rig, to)).await?),
             Step::Close(reign) => Answer::Closed(control(reign).close().await?),
             Step::Leave(reign) => Answer::Left(control(reign).leave().await?),

@@ -168,11 +168,12 @@ fn opening(world: &World) -> BoxedStrategy<Opening> {
 fn store(world: &World) -> Steps {
     let next = Reign { term: world.term + 1, ..world.reign() };
     let reigns = prop_oneof![9 => reign(world), 1 => Just(next)];
+    let names = prop_oneof![29 => Just(0_u8), 1 => Just(1)];
     let closed = !world.model.is_open(STORE);
     let exhausted = matches!(world.answer, Answer::Acquired(Acquired::EpochExhausted));
     let urgent = if closed || exhausted { 300 } else { 15 };
     vec![
-        (30, reigns.clone().prop_map(Step::Heartbeat).boxed()),
+        (30, (reigns.clone(), names).prop_map(|(reign, name)| Step::Heartbeat(reign, name)).boxed()),
         (50, reign(world).prop_map(Step::Expire).boxed()),
         (6, reign(world).prop_map(Step::Close).boxed()),
         (if world.taken { 60 } else { 8 }, reign(world).prop_map(Step::Leave).boxed()),

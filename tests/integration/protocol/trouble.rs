@@ -158,7 +158,7 @@ async fn a_process_that_restarts_empty_is_closed_and_knows_no_lock() {
     assert_eq!(store.library().await.unwrap(), LibraryState::Missing);
     store.load_library(LIBRARY_SOURCE).await.unwrap();
     let control = Control::new(store.clone(), "store", 1);
-    assert_eq!(control.heartbeat().await.unwrap().unwrap().gate, None);
+    assert_eq!(control.heartbeat("test", 0).await.unwrap().unwrap().gate, None);
     assert_eq!(control.open(&before).await.unwrap(), Err(Refusal::OtherProcess));
     assert_eq!(store.acquire(&lock, &request("other", Wait::No)).await.unwrap(), Acquired::Unprovisioned);
     assert_eq!(store.renew(&[(lock.clone(), id("holder"))]).await.unwrap(), [Renewed::Unprovisioned]);

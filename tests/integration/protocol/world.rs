@@ -96,7 +96,7 @@ impl World {
     pub(crate) fn beginning(&self) -> Option<Step> {
         match self.steps {
             _ if !self.plan.guided => None,
-            0 => Some(Step::Heartbeat(self.reign())),
+            0 => Some(Step::Heartbeat(self.reign(), 0)),
             1 => Some(Step::Open(self.reign(), self.opening(self.plan.epoch))),
             2 => Some(Step::Provision(self.reign(), self.first_provision())),
             _ => None,
@@ -138,7 +138,7 @@ impl World {
             Step::Acquire(request) | Step::Claim(_, request) => self.used(&request.id),
             Step::Cancel(id) | Step::Release(id) => self.used(id),
             Step::CancelMany(ids) => ids.iter().for_each(|id| self.used(id)),
-            Step::Heartbeat(reign) if reign.uid == STORE => self.term = self.term.max(reign.term),
+            Step::Heartbeat(reign, _) if reign.uid == STORE => self.term = self.term.max(reign.term),
             Step::Open(reign, opening) if reign.uid == STORE => {
                 self.term = self.term.max(reign.term);
                 self.epoch = self.epoch.max(opening.epoch);
