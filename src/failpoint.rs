@@ -44,6 +44,8 @@ failpoints! {
     /// The Lease is given back at the end.
     ReplicaRelease = "replica.release",
 
+    /// The password of the Redis of that store is made.
+    StorePassword = "store.password",
     /// The configured LockStore is created.
     StoreCreate = "store.create",
     /// Our finalizer comes to a LockStore.

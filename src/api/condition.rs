@@ -26,6 +26,8 @@ pub mod types {
     pub const RECOVERING: &str = "Recovering";
     /// Redis is set up so that it evicts nothing.
     pub const EVICTION_SAFE: &str = "EvictionSafe";
+    /// Redis keeps nothing on disk: each restart is a loss of its data, and locks wait for their leases.
+    pub const EPHEMERAL: &str = "Ephemeral";
     /// Redis's clock was set; grants wait until no lease of before can still be believed.
     pub const CLOCK_STEPPED: &str = "ClockStepped";
     /// etcd was put back to an older copy: what Redis holds and no claim records is kept until a person confirms.
@@ -88,6 +90,10 @@ pub mod reasons {
     pub const EVICTS_VOLATILE_KEYS: &str = "EvictsVolatileKeys";
     /// Redis evicts nothing.
     pub const NO_EVICTION: &str = "NoEviction";
+    /// Redis writes neither snapshots nor a log.
+    pub const NOTHING_ON_DISK: &str = "NothingOnDisk";
+    /// Redis writes snapshots or a log.
+    pub const PERSISTED: &str = "Persisted";
     /// Redis's clock was set.
     pub const CLOCK_STEPPED: &str = "ClockStepped";
     /// Redis's clock goes on.

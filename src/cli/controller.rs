@@ -1,28 +1,22 @@
 //! `leasehold controller`: the controller's process.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use kube::Config;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::net::TcpListener;
 
+use super::connect::{ConnectArgs, block_on};
 use crate::api::{AuthSpec, CONTROLLER_NAME, DEFAULT_STORE, LockStoreSpec, SecretRef, Standalone};
-use crate::controller::{self, Election, Settings};
+use crate::controller::{self, Bootstrap, Election, Settings};
 use crate::metrics::Metrics;
 use crate::{admin, shutdown, telemetry};
-
-/// Calls to the API server that take longer are given up and tried again.
-const API_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reconciles locks and claims, and serves their stores.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ControllerArgs {
-    /// Kubeconfig to use; inside a cluster the service account is used, elsewhere $KUBECONFIG or ~/.kube/config.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    connect: ConnectArgs,
     /// Touch only stores with this spec.controllerName.
     #[arg(long, value_name = "NAME", env = "LEASEHOLD_CONTROLLER_NAME", default_value = CONTROLLER_NAME)]
     controller_name: String,
@@ -86,6 +80,9 @@ struct BootstrapArgs {
     /// Secret with the keys username (optional) and password.
     #[arg(long, value_name = "SECRET", requires = "redis_address")]
     redis_password_secret: Option<String>,
+    /// Make that Secret, with a random password, if there is none.
+    #[arg(long, requires = "redis_password_secret")]
+    redis_make_password: bool,
     /// What the keys in Redis begin with.
     #[arg(long, value_name = "PREFIX", requires = "redis_address", default_value = "leasehold")]
     key_prefix: String,
@@ -95,11 +92,12 @@ struct BootstrapArgs {
 }
 
 impl BootstrapArgs {
-    fn store(self) -> Option<(String, LockStoreSpec)> {
-        let Self { redis_address, redis_password_secret, key_prefix, store_name } = self;
+    fn bootstrap(self) -> Option<Bootstrap> {
+        let Self { redis_address, redis_password_secret, redis_make_password, key_prefix, store_name } = self;
         let standalone = Some(Standalone { address: redis_address?, database: 0 });
         let auth = redis_password_secret.map(|name| AuthSpec { secret_ref: SecretRef { name } });
-        Some((store_name, LockStoreSpec { key_prefix, standalone, auth, ..LockStoreSpec::default() }))
+        let spec = LockStoreSpec { key_prefix, standalone, auth, ..LockStoreSpec::default() };
+        Some(Bootstrap { store: store_name, spec, make_password: redis_make_password })
     }
 }
 
@@ -111,23 +109,19 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
     telemetry::start();
     #[cfg(debug_assertions)]
     crate::failpoint::arm().map_err(anyhow::Error::msg)?;
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        anyhow::bail!("another TLS provider was installed before");
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
-    runtime.block_on(serve(args))
+    block_on(serve(args))
 }
 
 async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
-    let ControllerArgs { kubeconfig, controller_name, namespace, instance, admin_address, election, bootstrap } = args;
+    let ControllerArgs { connect, controller_name, namespace, instance, admin_address, election, bootstrap } = args;
     let election = election.election()?;
     let shutdown = shutdown::asked().context("no signal handlers")?;
-    let client = controller::client(config(kubeconfig).await?).context("no client for the API server")?;
+    let client = controller::client(connect.config().await?).context("no client for the API server")?;
     let listener =
         TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
     tracing::info!(address = %listener.local_addr().context("no address")?, "serving probes and metrics");
     let (metrics, readiness) = (Metrics::new(), admin::Readiness::default());
-    let settings = Settings { controller_name, namespace, instance, election, bootstrap: bootstrap.store() };
+    let settings = Settings { controller_name, namespace, instance, election, bootstrap: bootstrap.bootstrap() };
     let admin = admin::serve(listener, metrics.clone(), readiness.clone());
     let version = client.clone();
     let work = async move {
@@ -139,16 +133,4 @@ async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
         result = work => result,
         result = admin => result.context("probes and metrics"),
     }
-}
-
-async fn config(kubeconfig: Option<PathBuf>) -> anyhow::Result<Config> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.context("the kubeconfig")?
-        }
-        None => Config::infer().await.context("no kubeconfig and not inside a cluster")?,
-    };
-    config.connect_timeout = Some(API_TIMEOUT);
-    Ok(config)
 }

@@ -3,6 +3,7 @@
 //! Every loop is level-triggered: observe, decide by a pure `plan`, apply, report. Every decision can be made again
 //! from Kubernetes and Redis alone; what is kept in memory only saves work.
 
+mod bootstrap;
 mod boottime;
 mod budget;
 mod claim;
@@ -26,7 +27,6 @@ use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use kube::api::PostParams;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{self, reflector};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
@@ -34,13 +34,13 @@ use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
 use kube::runtime::{Controller, WatchStreamExt};
 use kube::{Api, Client};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tracing::{info, warn};
+use tracing::warn;
 
-use crate::api::{CONTROLLER_NAME, DistributedLock, LockClaim, LockStore, LockStoreSpec};
-use crate::failpoint::{Failpoint, around};
+use crate::api::{CONTROLLER_NAME, DistributedLock, LockClaim};
 use crate::lease::InvalidName;
 use crate::metrics::Metrics;
 use crate::store::StoreError;
+pub use bootstrap::Bootstrap;
 use budget::Budget;
 use claim::Arrivals;
 pub use client::client;
@@ -70,8 +70,8 @@ pub struct Settings {
     pub instance: String,
     /// How replicas elect the one that works; `None`: this is the only one.
     pub election: Option<Election>,
-    /// The store to create at the start if there is none of its name.
-    pub bootstrap: Option<(String, LockStoreSpec)>,
+    /// What to create at the start if it isn't there.
+    pub bootstrap: Option<Bootstrap>,
 }
 
 impl Default for Settings {
@@ -119,6 +119,9 @@ pub enum Error {
     /// A task panicked.
     #[error("a task has died: {0}")]
     TaskDied(String),
+    /// No password can be made.
+    #[error("the system gives no random bytes")]
+    NoRandomness,
 }
 
 impl Error {
@@ -132,6 +135,7 @@ impl Error {
             Error::Slow(_) => "slow",
             Error::WatchEnded(_) => "watch",
             Error::TaskDied(_) => "task",
+            Error::NoRandomness => "randomness",
         }
     }
 }
@@ -182,7 +186,7 @@ pub async fn run(
 
 /// Works until a loop fails.
 async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Result<(), Error> {
-    bootstrap(&client, &settings).await?;
+    bootstrap::create(&client, &settings).await?;
     let (lock_triggers, triggered_locks) = mpsc::unbounded_channel();
     let (claim_triggers, triggered_claims) = mpsc::unbounded_channel();
     let triggers = Triggers { locks: lock_triggers, claims: claim_triggers };
@@ -243,23 +247,4 @@ fn on_error<K>(_: Arc<K>, error: &Error, ctx: Arc<Context>) -> Action {
         _ => warn!(%error, cause, "a look failed; it is tried again"),
     }
     Action::requeue(Duration::from_millis(500))
-}
-
-/// Creates the configured store if there is none of its name; what others have set is never overwritten.
-async fn bootstrap(client: &Client, settings: &Settings) -> Result<(), Error> {
-    let Some((name, spec)) = &settings.bootstrap else {
-        return Ok(());
-    };
-    let api: Api<LockStore> = Api::all(client.clone());
-    if api.get_opt(name).await?.is_some() {
-        return Ok(());
-    }
-    let spec = LockStoreSpec { controller_name: settings.controller_name.clone(), ..spec.clone() };
-    let (params, store) = (PostParams::default(), LockStore::new(name, spec));
-    match around(Failpoint::StoreCreate, api.create(&params, &store)).await {
-        Ok(_) => info!(name, "created the LockStore"),
-        Err(error) if writes::is_conflict(&error) => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
 }

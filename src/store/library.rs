@@ -36,6 +36,8 @@ pub struct ServerFacts {
     pub replicas: u32,
     /// How a master without its replicas is stopped; `None` where the user may not read it.
     pub isolation: Option<Isolation>,
+    /// Whether it writes snapshots or a log; `None` where the user may not read it.
+    pub persists: Option<bool>,
 }
 
 /// When a master that is cut off from its replicas takes no more writes.
@@ -117,7 +119,11 @@ impl Store {
         let isolation = min_replicas.zip(max_lag);
         let isolation =
             isolation.map(|(min_replicas, seconds)| Isolation { min_replicas, max_lag: Duration::from_secs(seconds) });
-        Ok(ServerFacts { version, supported, eviction: self.config("maxmemory-policy").await, replicas, isolation })
+        let snapshots = self.config("save").await;
+        let log = self.config("appendonly").await;
+        let persists = snapshots.zip(log).map(|(snapshots, log)| !snapshots.is_empty() || log != "no");
+        let eviction = self.config("maxmemory-policy").await;
+        Ok(ServerFacts { version, supported, eviction, replicas, isolation, persists })
     }
 
     async fn info(&self, section: &str) -> Result<String, StoreError> {
@@ -164,6 +170,7 @@ mod tests {
             eviction: None,
             replicas,
             isolation: Some(Isolation { min_replicas, max_lag: Duration::from_secs(10) }),
+            persists: None,
         };
         assert_eq!(facts(0, 0).isolated_for(), Some(Duration::ZERO));
         assert_eq!(facts(2, 1).isolated_for(), None);

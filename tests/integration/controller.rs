@@ -1,6 +1,7 @@
 //! The controller against a real API server and a real Redis.
 
 mod claims;
+mod commands;
 mod deletion;
 pub(crate) mod elections;
 pub(crate) mod fixture;

@@ -15,6 +15,8 @@ pub(crate) struct ControllerOptions {
     pub(crate) controller_name: Option<String>,
     pub(crate) redis_address: Option<String>,
     pub(crate) password_secret: Option<String>,
+    /// Whether it makes that Secret.
+    pub(crate) makes_password: bool,
     pub(crate) key_prefix: Option<String>,
     pub(crate) store_name: Option<String>,
     pub(crate) instance: Option<String>,
@@ -34,6 +36,7 @@ impl ControllerOptions {
             controller_name: None,
             redis_address: None,
             password_secret: None,
+            makes_password: false,
             key_prefix: None,
             store_name: None,
             instance: None,
@@ -55,6 +58,7 @@ impl ControllerOptions {
             ("store-name", &self.store_name),
             ("instance", &self.instance),
         ];
+        args.extend(self.makes_password.then(|| "--redis-make-password".to_owned()));
         match self.election {
             None => args.push("--leader-elect=false".to_owned()),
             Some((lease, deadline, retry)) => args.extend([

@@ -155,6 +155,8 @@ pub(super) fn plan(claim: &LockClaim, facts: &Facts) -> Step {
         Stage::Finished => finished(claim, deleting, ours, facts.now),
         Stage::Releasing if facts.store == Store::Starting => Step::Rest(Some(SOON)),
         Stage::Releasing => Step::Free,
+        // A controller that was uninstalled has taken it off.
+        Stage::Granted | Stage::Told if !ours && !deleting => Step::AddFinalizer,
         Stage::Granted | Stage::Told => holding(claim, facts, deleting),
         Stage::Waiting if deleting && !ours => Step::Rest(None),
         Stage::Waiting if deleting && facts.store == Store::Starting => Step::Rest(Some(SOON)),

@@ -41,6 +41,8 @@ pub(super) async fn report(
             status.server_version = Some(facts.version.clone());
             let (ok, reason, message) = eviction_condition(facts.eviction.as_deref());
             condition::set(&mut status.conditions, types::EVICTION_SAFE, ok, reason, message, generation, now);
+            let (is, reason, message) = persistence_condition(facts.persists);
+            condition::set(&mut status.conditions, types::EPHEMERAL, is, reason, message, generation, now);
             let (ok, reason, message) = isolation_condition(facts);
             let type_ = types::ISOLATED_MASTER_BOUNDED;
             condition::set(&mut status.conditions, type_, ok, reason, message, generation, now);
@@ -99,6 +101,19 @@ fn isolation_condition(facts: &ServerFacts) -> (ConditionStatus, &'static str, &
             reasons::TOO_FEW_REQUIRED,
             "a master that is cut off goes on granting under its old epoch: set min-replicas-to-write to the number of \
              replicas that can be promoted",
+        ),
+    }
+}
+
+fn persistence_condition(persists: Option<bool>) -> (ConditionStatus, &'static str, &'static str) {
+    match persists {
+        None => (ConditionStatus::Unknown, reasons::NOT_ALLOWED_TO_READ, "CONFIG GET save and appendonly is refused"),
+        Some(true) => (ConditionStatus::False, reasons::PERSISTED, "Redis finds its data again when it restarts"),
+        Some(false) => (
+            ConditionStatus::True,
+            reasons::NOTHING_ON_DISK,
+            "a restart of Redis loses its data: delegated holds are put back from etcd, and each lock grants nothing for its \
+             own longest lease",
         ),
     }
 }

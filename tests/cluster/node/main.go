@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -22,7 +23,7 @@ func main() {
 	os.Args = os.Args[1:]
 	switch os.Args[0] {
 	case "kubelet":
-		os.Exit(cli.Run(kubelet.NewKubeletCommand()))
+		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
 	case "kube-proxy":
 		os.Exit(cli.Run(proxy.NewProxyCommand()))
 	default:

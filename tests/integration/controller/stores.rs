@@ -28,6 +28,34 @@ async fn secret(f: &Fixture, password: &str) {
 }
 
 #[tokio::test]
+async fn a_password_is_made_once_and_stays() {
+    let mut f = Fixture::with(RedisServer::start().await, |options| {
+        (options.password_secret, options.makes_password) = (Some("redis-auth".into()), true);
+    })
+    .await;
+    // A Redis without a password takes any for its default user.
+    f.store_is("is Ready", is_ready).await;
+    let secrets: Api<Secret> = f.test.api();
+    let made = secrets.get("redis-auth").await.expect("a Secret");
+    let password = made.data.as_ref().expect("it has keys")["password"].0.clone();
+    assert!(password.len() >= 32, "{} bytes", password.len());
+    f.redis.send::<String>(&format!("CONFIG SET requirepass {}", String::from_utf8_lossy(&password))).await;
+    f.controller.restart().await;
+    f.ready_lock("a", |_| {}).await;
+    assert_eq!(secrets.get("redis-auth").await.expect("a Secret").data, made.data);
+}
+
+#[tokio::test]
+async fn a_redis_without_a_disk_is_said_to_be_ephemeral() {
+    for (settings, is) in [(["--save", ""], true), (["--save", "60 1"], false)] {
+        let f = Fixture::over(RedisServer::with(&settings).await).await;
+        let store = f.store_is("is Ready", is_ready).await;
+        let conditions = store.status.expect("a status").conditions;
+        assert_eq!(condition::is_true(&conditions, types::EPHEMERAL), is, "{settings:?}: {conditions:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_said_and_the_right_one_is_read_without_a_restart() {
     let redis = RedisServer::with(&["--requirepass", "correct-horse"]).await;
     let f = Fixture::with(redis, |options| options.password_secret = Some("redis-auth".into())).await;

@@ -72,6 +72,7 @@ impl Tour {
         if self == Tour::Store {
             let library = Store::connect(&site.redis.endpoint(), "any").expect("a store");
             library.load_library(&library_with_a_clock_to_set()).await.expect("it is loaded");
+            (options.password_secret, options.makes_password) = (Some("redis-auth".into()), true);
         }
         if self == Tour::Replica {
             options.election = Some(ELECTION);
@@ -201,11 +202,8 @@ async fn lock(site: &mut Site, attendant: &Attendant) {
     remove_claim(site, "c").await;
     let second = site.token_of("d").await;
     assert!(second > first, "{second} after {first}");
-    // Somebody takes our finalizer off.
-    let bare = Patch::Merge(json!({"metadata": {"finalizers": []}}));
-    let claims = site.test.api::<LockClaim>();
-    claims.patch("d", &PatchParams::default(), &bare).await.expect("patched");
-    site.delete::<LockClaim>("d").await;
+    remove_claim(site, "d").await;
+    held_by_nobody(site).await;
     site.claim("e", "a", |_| {}).await;
     assert!(site.token_of("e").await > second);
     attendant.calm().await;
@@ -291,6 +289,18 @@ async fn ends_in_redis_alone(site: &Site, claim: &str) {
     let id = HolderId::new(id).expect("an id");
     let freed = async || control(site).await?.free(&site.key("a"), &id).await.ok()?.ok();
     wait_for("its hold has ended in Redis", LIMIT, freed).await;
+}
+
+/// What a claim leaves that was deleted after somebody had taken our finalizer off.
+async fn held_by_nobody(site: &Site) {
+    let request = request("nobody.1", Wait::No);
+    let pinned = async || {
+        let control = control(site).await?;
+        let answer = control.claim(&site.key("a"), &request).await.ok()?.ok()?;
+        let Acquired::Granted(_) = answer else { return None };
+        control.pin(&site.key("a"), &request.id).await.ok()?.ok()
+    };
+    wait_for("it is held by nobody", LIMIT, pinned).await;
 }
 
 /// As the controller calls Redis now.

@@ -1,0 +1,43 @@
+//! The API server, as the commands reach it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use kube::Config;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+/// Calls to the API server that take longer are given up and tried again.
+const API_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Which API server.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct ConnectArgs {
+    /// Kubeconfig to use; inside a cluster the service account is used, elsewhere $KUBECONFIG or ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl ConnectArgs {
+    pub(super) async fn config(self) -> anyhow::Result<Config> {
+        let mut config = match self.kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let options = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(file, &options).await.context("the kubeconfig")?
+            }
+            None => Config::infer().await.context("no kubeconfig and not inside a cluster")?,
+        };
+        config.connect_timeout = Some(API_TIMEOUT);
+        Ok(config)
+    }
+}
+
+/// Runs a command until it ends.
+pub(super) fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        anyhow::bail!("another TLS provider was installed before");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
+    runtime.block_on(command)
+}
