@@ -38,7 +38,7 @@ const NOBODY_IS_PROMOTED: Patches = &[
 /// Who came last is served first.
 const LAST_COME_FIRST_SERVED: Patches = &[("w.priority, w.seq) .. id", "w.priority, 1e16 - w.seq) .. id")];
 /// What etcd remembers isn't put back.
-const NOTHING_IS_PUT_BACK: Patches = &[("  put_back(l, args, 12, now)\n", "")];
+const NOTHING_IS_PUT_BACK: Patches = &[("  put_back(l, args, 12, now, gate)\n", "")];
 
 fn library(patches: Patches) -> String {
     patches.iter().fold(LIBRARY_SOURCE.to_owned(), |source, (piece, by)| patched(&source, piece, by))
