@@ -2,27 +2,27 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 SCRIPTS = $(shell grep -rlI '^#!.*bash' .ci tests)
-.PHONY: help demo test faults check-history bench lint fmt crds tools cluster
+.PHONY: help demo test faults check-history bench lint chart fmt crds tools control-plane image cluster cluster-down e2e
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 22
 
-demo: tools cluster ## Watch the main job on a real API server and a real Redis; KEEP=1 keeps them running
+demo: tools control-plane ## Watch the main job on a real API server and a real Redis; KEEP=1 keeps them running
 	@KEEP='$(KEEP)' tests/demo/run
 
-test: tools cluster ## Run all tests
+test: tools control-plane ## Run all tests
 	cargo test --locked -- --skip failpoints::
 	@echo 'Now the controller is killed, and overtaken, at each of its writes: some minutes.'
 	cargo test --locked --test integration failpoints:: -- --nocapture
 
-faults: tools cluster ## Break everything, one fault a row, under contention; LEASEHOLD_SEED and LEASEHOLD_FAULTS choose
+faults: tools control-plane ## Break everything, one fault a row, under contention; LEASEHOLD_SEED and LEASEHOLD_FAULTS choose
 	@LEASEHOLD_SEED="$${LEASEHOLD_SEED:-$$(date +%s)}" \
 	  cargo test --locked --test integration faults::campaign::all_faults -- --ignored --nocapture
 
 check-history: ## Judge a history that a failed run has kept: FILE=...
 	@LEASEHOLD_HISTORY='$(FILE)' cargo test --quiet --locked --test integration faults::check_saved -- --ignored --nocapture
 
-bench: tools cluster ## Measure against the raw floors of the same Redis
+bench: tools control-plane ## Measure against the raw floors of the same Redis
 	cargo bench --locked
 
 lint: ## Check format, lints, licences, layers, scripts, and that crds/ is up to date
@@ -36,16 +36,36 @@ lint: ## Check format, lints, licences, layers, scripts, and that crds/ is up to
 	@! command -v gofmt >/dev/null || { files=$$(gofmt -l tests/cluster) && test -z "$$files" || { echo "gofmt -w $$files"; exit 1; }; }
 	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && cargo run --quiet --locked -- crd --out "$$new" \
 	  && { diff -r crds "$$new" || { echo 'crds/ is not what the code says: make crds' >&2; exit 1; }; }
+	@diff -r crds charts/leasehold/files/crds || { echo 'the chart has other definitions: make crds' >&2; exit 1; }
 
 fmt: ## Format the code
 	cargo fmt
 	@! command -v gofmt >/dev/null || gofmt -w tests/cluster
 
-crds: ## Generate crds/ from the code
+chart: ## Lint and test the chart (its tools are built once, which takes some minutes)
+	@bin=$$(tests/cluster/node/build.sh) \
+	  && "$$bin/helm" lint --strict charts/leasehold \
+	  && cmp <("$$bin/helm" template a charts/leasehold) <("$$bin/helm" template a charts/leasehold) \
+	  && "$$bin/helm-unittest" charts/leasehold
+
+crds: ## Generate crds/ from the code, and the chart's copy of it
 	cargo run --quiet --locked -- crd --out crds
+	cp crds/*.yaml charts/leasehold/files/crds/
 
 tools: ## Install what the tests need, or name it
 	@tests/cluster/tools.sh
 
-cluster: ## Build the control plane of the tests (minutes, once)
+image: ## Make the image without Docker: leasehold.tar
+	@tests/cluster/node/leasehold-image.sh leasehold.tar
+
+cluster: ## Start a Kubernetes of one node, with a real kubelet; needs root on Linux
+	@tests/cluster/node/up.sh
+
+cluster-down: ## End it, and leave nothing
+	@tests/cluster/node/down.sh
+
+e2e: tools ## Install the chart on a Kubernetes of one node, and break things; needs root on Linux
+	@tests/e2e/run
+
+control-plane: ## Build the control plane of the tests (minutes, once)
 	@test -x "$${KUBEBUILDER_ASSETS:-}/kube-controller-manager" || tests/cluster/build.sh >/dev/null
