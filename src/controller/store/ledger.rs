@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::super::leadership::random;
 use super::super::writes::{is_conflict, replace_status};
-use super::doubt;
+use super::doubt::{self, Doubt};
 use super::trouble::Trouble;
 use crate::api::condition::reasons;
 use crate::api::{LockStore, LockStoreStatus};
@@ -26,12 +26,14 @@ pub(super) struct Ledger {
     reign: Arc<str>,
     /// As high as it was last written, or read.
     mark: i64,
+    /// Whether etcd had gone back when the term was raised.
+    doubt: Option<Doubt>,
 }
 
 impl Ledger {
     /// Before the reign has begun.
     pub(super) fn new(client: Client, name: &str) -> Self {
-        Self { client, name: name.into(), term: None, reign: format!("{:016x}", random()).into(), mark: 0 }
+        Self { client, name: name.into(), term: None, reign: format!("{:016x}", random()).into(), mark: 0, doubt: None }
     }
 
     /// The term of this reign, which begins here if it hasn't.
@@ -49,6 +51,16 @@ impl Ledger {
     /// The name of this reign in Redis.
     pub(super) fn name_of_reign(&self) -> &str {
         &self.reign
+    }
+
+    /// Whether the reign has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.term.is_some()
+    }
+
+    /// Whether etcd had gone back when the reign began: what a cache has may be older.
+    pub(super) fn doubt(&self) -> Option<Doubt> {
+        self.doubt
     }
 
     /// The mark that Redis is to know.
@@ -95,7 +107,7 @@ impl Ledger {
                     format!("Redis knows another reign with the term {highest}, etcd has {stands} free for this one");
                 doubt::note(&self.name, status, &why, 0, jiff::Timestamp::now());
             }
-            self.mark = status.mark.unwrap_or(0);
+            (self.mark, self.doubt) = (status.mark.unwrap_or(0), Doubt::of(status));
             match replace_status(Failpoint::StoreTerm, &api, &object).await {
                 Ok(_) => {
                     info!(store = &*self.name, term, "reigns");

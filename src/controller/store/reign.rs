@@ -73,8 +73,6 @@ impl Reign {
     pub(super) fn new(ctx: Arc<Context>, name: &str, object: watch::Receiver<Arc<LockStore>>) -> Self {
         let status = object.borrow().status.clone().unwrap_or_default();
         let seat = ctx.stores.seat(name, status.token_floor.unwrap_or(0));
-        let doubt = Doubt::of(&status);
-        ctx.stores.set_in_doubt(name, doubt.is_some());
         let name = name.to_owned();
         let ledger = Ledger::new(ctx.client.clone(), &name);
         Self {
@@ -90,7 +88,7 @@ impl Reign {
             closing: None,
             stepped_at: None,
             outgrown_at: None,
-            doubt,
+            doubt: None,
             marked_at: None,
             listener: None,
         }
@@ -171,7 +169,12 @@ impl Reign {
         self.isolated_for = self.isolated_for.max(facts.isolation.unwrap_or_default().goes_on_for());
         let store = link.store.clone();
         let uid = object.uid().unwrap_or_default();
+        let begins = !self.ledger.has_begun();
         let term = self.ledger.reign().await?;
+        if begins {
+            self.doubt = self.ledger.doubt();
+            self.ctx.stores.set_in_doubt(&self.name, self.doubt.is_some());
+        }
         self.raise_mark().await?;
         let control = Control::new(store, uid, term);
         let sent = boottime();
