@@ -225,8 +225,8 @@ pub struct LockStoreStatus {
     #[schemars(range(min = 0, max = MAX_SAFE))]
     pub mark: Option<i64>,
     /// Ready: its locks can be granted. Recovering: Redis lost data or was replaced, and grants wait until no lease of
-    /// before can still be believed. Ephemeral: Redis keeps nothing on disk. EtcdRestored: etcd was put back to an older copy, and a person is to confirm that
-    /// nothing runs that it has forgotten.
+    /// before can still be believed. Ephemeral: Redis keeps nothing on disk. EtcdRestored: etcd was put back to an older
+    /// copy, and a person is to confirm that nothing runs that it has forgotten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

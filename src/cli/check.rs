@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kube::api::{DeleteParams, PostParams};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use tokio::time::Instant;
 
 use super::connect::{ConnectArgs, block_on};
@@ -39,7 +39,7 @@ pub(super) fn run(args: CheckArgs) -> anyhow::Result<()> {
 }
 
 async fn check(args: CheckArgs) -> anyhow::Result<()> {
-    let client = Client::try_from(args.connect.config().await?).context("no client for the API server")?;
+    let client = args.connect.client().await?;
     let locks: Api<DistributedLock> = Api::namespaced(client.clone(), &args.namespace);
     let claims: Api<LockClaim> = Api::namespaced(client, &args.namespace);
     let limit = Duration::from_secs(args.timeout.into());

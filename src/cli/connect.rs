@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+use crate::api::CONTROLLER_NAME;
 
 /// Calls to the API server that take longer are given up and tried again.
 const API_TIMEOUT: Duration = Duration::from_secs(15);
@@ -19,6 +21,10 @@ pub(super) struct ConnectArgs {
 }
 
 impl ConnectArgs {
+    pub(super) async fn client(self) -> anyhow::Result<Client> {
+        Client::try_from(self.config().await?).context("no client for the API server")
+    }
+
     pub(super) async fn config(self) -> anyhow::Result<Config> {
         let mut config = match self.kubeconfig {
             Some(path) => {
@@ -31,6 +37,17 @@ impl ConnectArgs {
         config.connect_timeout = Some(API_TIMEOUT);
         Ok(config)
     }
+}
+
+/// Which install.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct InstallArgs {
+    /// Touch only stores with this spec.controllerName, their locks and claims.
+    #[arg(long, value_name = "NAME", env = "LEASEHOLD_CONTROLLER_NAME", default_value = CONTROLLER_NAME)]
+    pub(super) controller_name: String,
+    /// The controller's own namespace, where Secrets of stores are read.
+    #[arg(long, value_name = "NAMESPACE", env = "LEASEHOLD_NAMESPACE", default_value = "leasehold-system")]
+    pub(super) namespace: String,
 }
 
 /// Runs a command until it ends.

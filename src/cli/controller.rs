@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 
-use super::connect::{ConnectArgs, block_on};
-use crate::api::{AuthSpec, CONTROLLER_NAME, DEFAULT_STORE, LockStoreSpec, SecretRef, Standalone};
+use super::connect::{ConnectArgs, InstallArgs, block_on};
+use crate::api::{AuthSpec, DEFAULT_STORE, LockStoreSpec, SecretRef, Standalone};
 use crate::controller::{self, Bootstrap, Election, Settings};
 use crate::metrics::Metrics;
 use crate::{admin, shutdown, telemetry};
@@ -17,12 +17,8 @@ use crate::{admin, shutdown, telemetry};
 pub struct ControllerArgs {
     #[command(flatten)]
     connect: ConnectArgs,
-    /// Touch only stores with this spec.controllerName.
-    #[arg(long, value_name = "NAME", env = "LEASEHOLD_CONTROLLER_NAME", default_value = CONTROLLER_NAME)]
-    controller_name: String,
-    /// The controller's own namespace, where Secrets of stores are read.
-    #[arg(long, value_name = "NAMESPACE", env = "LEASEHOLD_NAMESPACE", default_value = "leasehold-system")]
-    namespace: String,
+    #[command(flatten)]
+    install: InstallArgs,
     /// Who reports Events: the pod's name.
     #[arg(long, value_name = "NAME", env = "LEASEHOLD_INSTANCE", default_value = "leasehold")]
     instance: String,
@@ -113,7 +109,8 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
-    let ControllerArgs { connect, controller_name, namespace, instance, admin_address, election, bootstrap } = args;
+    let ControllerArgs { connect, install, instance, admin_address, election, bootstrap } = args;
+    let InstallArgs { controller_name, namespace } = install;
     let election = election.election()?;
     let shutdown = shutdown::asked().context("no signal handlers")?;
     let client = controller::client(connect.config().await?).context("no client for the API server")?;

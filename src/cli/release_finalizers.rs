@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::connect::{ConnectArgs, block_on};
-use crate::api::{CONTROLLER_NAME, DistributedLock, FINALIZER, LockClaim, LockStore};
+use super::connect::{ConnectArgs, InstallArgs, block_on};
+use crate::api::{DistributedLock, FINALIZER, LockClaim, LockStore};
 
 /// How often is looked, and tried.
 const EVERY: Duration = Duration::from_millis(500);
@@ -32,12 +32,8 @@ const TRIES: u32 = 10;
 pub(super) struct ReleaseFinalizersArgs {
     #[command(flatten)]
     connect: ConnectArgs,
-    /// Touch only stores with this spec.controllerName, their locks and claims.
-    #[arg(long, value_name = "NAME", env = "LEASEHOLD_CONTROLLER_NAME", default_value = CONTROLLER_NAME)]
-    controller_name: String,
-    /// The controller's own namespace.
-    #[arg(long, value_name = "NAMESPACE", env = "LEASEHOLD_NAMESPACE", default_value = "leasehold-system")]
-    namespace: String,
+    #[command(flatten)]
+    install: InstallArgs,
     /// The controller's Deployment: it is scaled to nothing first. Absent: no controller may run.
     #[arg(long, value_name = "NAME")]
     controller_deployment: Option<String>,
@@ -55,14 +51,15 @@ pub(super) fn run(args: ReleaseFinalizersArgs) -> anyhow::Result<()> {
 }
 
 async fn release(args: ReleaseFinalizersArgs) -> anyhow::Result<()> {
-    let client = Client::try_from(args.connect.config().await?).context("no client for the API server")?;
+    let InstallArgs { controller_name, namespace } = args.install;
+    let client = args.connect.client().await?;
     if let Some(name) = &args.controller_deployment {
         let limit = Duration::from_secs(args.timeout.into());
-        end_controller(&client, &args.namespace, name, limit).await?;
+        end_controller(&client, &namespace, name, limit).await?;
     }
     let all = ListParams::default();
     let mut stores = Api::<LockStore>::all(client.clone()).list(&all).await.context("LockStores")?.items;
-    stores.retain(|store| store.spec.controller_name == args.controller_name);
+    stores.retain(|store| store.spec.controller_name == controller_name);
     let ours: BTreeSet<String> = stores.iter().map(ResourceExt::name_any).collect();
     let locks = Api::<DistributedLock>::all(client.clone()).list(&all).await.context("DistributedLocks")?.items;
     let (locks, theirs): (Vec<_>, Vec<_>) = locks.into_iter().partition(|lock| ours.contains(lock.store_name()));

@@ -33,6 +33,7 @@ use report::report;
 use status::{Readiness, Write};
 
 pub(super) use plan::{provision, quarantine};
+pub(super) use record::holds_of;
 
 /// A lock is looked at so often even if nothing seems to happen, since a message may be lost.
 const SLOW_LOOK: Duration = Duration::from_secs(10);

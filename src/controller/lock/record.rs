@@ -20,7 +20,7 @@ use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, LockClaim};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey};
-use crate::store::{HoldState, Inspection, Provision};
+use crate::store::{HoldState, Inspection, Provision, Remembered};
 
 /// Writes to etcd what must stand there before Redis hears of it.
 pub(super) async fn remember(ctx: &Context, lock: &DistributedLock, key: &LockKey, longest: i32) -> Result<(), Error> {
@@ -98,14 +98,23 @@ pub(super) async fn recover(
     let claims = listed_claims(ctx, lock).await?;
     let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
     wanted.quarantine = quarantine(lock);
-    wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
-    wanted.holds.extend(as_recorded(ctx, lock).await?.iter().flat_map(election::remembered));
+    wanted.holds = holds_of(as_recorded(ctx, lock).await?.as_ref(), &claims, key);
     let note = format!("its record in Redis was lost; {} delegated holds are put back", wanted.holds.len());
     ctx.stores.quarantine(lock.store_name(), boottime() + wanted.quarantine);
     let action = apply(ctx, lock, key, open, &wanted, claims.iter()).await?;
     warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
     ctx.events.warning(lock, reasons::RECORD_LOST, "Provision", note).await;
     Ok(action)
+}
+
+/// The delegated holds of a lock that etcd remembers: of claims and of those that it has elected.
+pub(in crate::controller) fn holds_of(
+    lock: Option<&DistributedLock>,
+    claims: &[LockClaim],
+    key: &LockKey,
+) -> Vec<Remembered> {
+    let claimed = claims.iter().filter_map(|claim| remembered(claim, key));
+    claimed.chain(lock.into_iter().flat_map(election::remembered)).collect()
 }
 
 /// The lock as a quorum of etcd has it.
@@ -195,8 +204,7 @@ pub(super) async fn put_back_missing(
     }
     let claims = listed_claims(ctx, lock).await?;
     let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
-    wanted.holds = claims.iter().filter_map(|claim| remembered(claim, key)).collect();
-    wanted.holds.extend(as_recorded(ctx, lock).await?.iter().flat_map(election::remembered));
+    wanted.holds = holds_of(as_recorded(ctx, lock).await?.as_ref(), &claims, key);
     wanted.holds.retain(|hold| missing.contains(&hold.id));
     if wanted.holds.is_empty() {
         return Ok(());

@@ -65,7 +65,7 @@ pub(super) fn evidence(status: &LockStoreStatus, heartbeat: &Heartbeat) -> Optio
     }
 }
 
-/// Step 1.
+/// Step 1. The mark rises above what Redis knows.
 pub(super) fn note(store: &str, status: &mut LockStoreStatus, why: &str, mark: i64, now: Timestamp) {
     status.mark = Some(status.mark.unwrap_or(0).max(mark) + 1);
     let since = restored(status).map_or(now, |condition| condition.last_transition_time.0);

@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::super::leadership::random;
 use super::super::writes::{is_conflict, replace_status};
-use super::doubt::{self, Doubt};
+use super::doubt;
 use super::trouble::Trouble;
 use crate::api::condition::reasons;
 use crate::api::{LockStore, LockStoreStatus};
@@ -17,23 +17,20 @@ use crate::failpoint::Failpoint;
 const TRIES: u32 = 5;
 
 /// The status of one store, in one reign.
-#[derive(Clone)]
 pub(super) struct Ledger {
     client: Client,
     name: Arc<str>,
     term: Option<i64>,
     /// Tells this reign from another that had the same term before etcd was put back.
     reign: Arc<str>,
-    /// As high as it was last written, or read.
-    mark: i64,
-    /// Whether etcd had gone back when the term was raised.
-    doubt: Option<Doubt>,
+    known: LockStoreStatus,
 }
 
 impl Ledger {
     /// Before the reign has begun.
     pub(super) fn new(client: Client, name: &str) -> Self {
-        Self { client, name: name.into(), term: None, reign: format!("{:016x}", random()).into(), mark: 0, doubt: None }
+        let reign = format!("{:016x}", random()).into();
+        Self { client, name: name.into(), term: None, reign, known: LockStoreStatus::default() }
     }
 
     /// The term of this reign, which begins here if it hasn't.
@@ -53,39 +50,10 @@ impl Ledger {
         &self.reign
     }
 
-    /// Whether the reign has begun.
-    pub(super) fn has_begun(&self) -> bool {
-        self.term.is_some()
-    }
-
-    /// Whether etcd had gone back when the reign began: what a cache has may be older.
-    pub(super) fn doubt(&self) -> Option<Doubt> {
-        self.doubt
-    }
-
-    /// The mark that Redis is to know.
-    pub(super) fn mark(&self) -> i64 {
-        self.mark
-    }
-
-    /// Raises it, since claims were told of grants.
-    pub(super) async fn raise_mark(&mut self) -> Result<(), Trouble> {
-        let written = self
-            .update(Failpoint::StoreMark, |status| {
-                status.mark = Some(status.mark.unwrap_or(0) + 1);
-            })
-            .await?;
-        self.mark = written.mark.unwrap_or(0);
-        Ok(())
-    }
-
-    /// etcd was put back to an older copy.
-    pub(super) async fn note_doubt(&mut self, why: &str, mark: i64) -> Result<(), Trouble> {
-        let now = jiff::Timestamp::now();
-        let written =
-            self.update(Failpoint::StoreDoubt, |status| doubt::note(&self.name, status, why, mark, now)).await?;
-        self.mark = written.mark.unwrap_or(0);
-        Ok(())
+    /// The status as this reign has last written or read it: newer than a cache, and nobody else writes the epoch, the mark
+    /// or whether etcd has gone back.
+    pub(super) fn known(&self) -> &LockStoreStatus {
+        &self.known
     }
 
     /// Begins a reign: a term above etcd's and Redis's. Another reign that began since ours ends it instead. Where ours
@@ -107,11 +75,10 @@ impl Ledger {
                     format!("Redis knows another reign with the term {highest}, etcd has {stands} free for this one");
                 doubt::note(&self.name, status, &why, 0, jiff::Timestamp::now());
             }
-            (self.mark, self.doubt) = (status.mark.unwrap_or(0), Doubt::of(status));
             match replace_status(Failpoint::StoreTerm, &api, &object).await {
-                Ok(_) => {
+                Ok(written) => {
                     info!(store = &*self.name, term, "reigns");
-                    self.term = Some(term);
+                    (self.term, self.known) = (Some(term), written.status.unwrap_or_default());
                     return Ok(term);
                 }
                 Err(error) if is_conflict(&error) => {}
@@ -121,12 +88,12 @@ impl Ledger {
         Err(Trouble::new(reasons::OPENING, "the status is being written by somebody else"))
     }
 
-    /// Changes the status by compare-and-swap, while the term is still ours. Returns what stands.
+    /// Changes the status by compare-and-swap, while the term is still ours; then what stands is known.
     pub(super) async fn update(
-        &self,
+        &mut self,
         point: Failpoint,
         change: impl Fn(&mut LockStoreStatus),
-    ) -> Result<LockStoreStatus, Trouble> {
+    ) -> Result<(), Trouble> {
         let api = self.api();
         for _ in 0..TRIES {
             let mut object = api.get(&self.name).await?;
@@ -138,14 +105,17 @@ impl Ledger {
                 return Err(Trouble::superseded(stands));
             }
             change(status);
-            if object.status == before {
-                return Ok(object.status.unwrap_or_default());
-            }
-            match replace_status(point, &api, &object).await {
-                Ok(written) => return Ok(written.status.unwrap_or_default()),
-                Err(error) if is_conflict(&error) => {}
-                Err(error) => return Err(error.into()),
-            }
+            let stands = if object.status == before {
+                object.status
+            } else {
+                match replace_status(point, &api, &object).await {
+                    Ok(written) => written.status,
+                    Err(error) if is_conflict(&error) => continue,
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            self.known = stands.unwrap_or_default();
+            return Ok(());
         }
         Err(Trouble::new(reasons::OPENING, "the status is being written by somebody else"))
     }

@@ -21,10 +21,10 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
+use super::super::Context;
 use super::super::boottime::{boottime, since};
-use super::super::claim::{rejoin, remembered};
-use super::super::lock::{provision, quarantine};
-use super::super::{Context, election};
+use super::super::claim::rejoin;
+use super::super::lock::{holds_of, provision, quarantine};
 use super::ledger::Ledger;
 use super::mirror;
 use super::report::RECOVERING;
@@ -53,7 +53,7 @@ pub(super) struct Opened {
 pub(super) struct Opener<'a> {
     pub(super) ctx: &'a Context,
     pub(super) name: &'a str,
-    pub(super) ledger: &'a Ledger,
+    pub(super) ledger: &'a mut Ledger,
     /// When this incarnation was first seen, on our own clock.
     pub(super) since: Duration,
     /// How long a master that was replaced may have gone on granting after that.
@@ -63,7 +63,7 @@ pub(super) struct Opener<'a> {
 
 impl Opener<'_> {
     /// Opens, and says with which epoch.
-    pub(super) async fn open(&self, heartbeat: &Heartbeat, incarnation: &str) -> Result<Opened, Trouble> {
+    pub(super) async fn open(&mut self, heartbeat: &Heartbeat, incarnation: &str) -> Result<Opened, Trouble> {
         let status = self.ledger.api().get_status(self.name).await?.status.unwrap_or_default();
         let known = status.incarnation.as_deref() == Some(incarnation);
         let reload = known && heartbeat.gate.is_none();
@@ -97,13 +97,12 @@ impl Opener<'_> {
 
     /// A fresh epoch, in etcd before anything uses it: above every one that etcd's statuses, the mirror, Redis's own key
     /// or an open gate know.
-    async fn take_epoch(&self, heartbeat: &Heartbeat) -> Result<Epoch, Trouble> {
+    async fn take_epoch(&mut self, heartbeat: &Heartbeat) -> Result<Epoch, Trouble> {
         let minimum = self.ledger.api().get(self.name).await?.spec.minimum_epoch.unwrap_or(0);
         let now = jiff::Timestamp::now();
         let since_2026 = Epoch::at_least_since_2026(now.as_second());
         let elsewhere = self.told().max(mirror::read(self.ctx, self.name).await?);
-        let status = self
-            .ledger
+        self.ledger
             .update(Failpoint::StoreEpoch, |status: &mut LockStoreStatus| {
                 let reason = status.epoch.map_or(reasons::OPENING, |_| reasons::RECOVERING);
                 let used = status.epoch.unwrap_or(0).max(heartbeat.epoch.get());
@@ -113,7 +112,7 @@ impl Opener<'_> {
                 condition::set(&mut status.conditions, type_, is, reason, why, None, now);
             })
             .await?;
-        let epoch = status.epoch.and_then(Epoch::new);
+        let epoch = self.ledger.known().epoch.and_then(Epoch::new);
         let epoch = epoch.ok_or_else(|| Trouble::new(reasons::EPOCH_EXHAUSTED, "there is no epoch left below 2^21"))?;
         if let Err(error) = mirror::write(self.ctx, self.name, epoch).await {
             let namespace = &self.ctx.settings.namespace;
@@ -147,8 +146,7 @@ impl Opener<'_> {
             };
             let mut wanted = provision(lock, opening.epoch, self.ctx.stores.token_floor(self.name));
             wanted.quarantine = (quarantine(lock) + self.isolated_for).saturating_sub(since(self.since));
-            wanted.holds = claims.items.iter().filter_map(|claim| remembered(claim, &key)).collect();
-            wanted.holds.extend(election::remembered(lock));
+            wanted.holds = holds_of(Some(lock), &claims.items, &key);
             self.ctx.stores.quarantine(self.name, boottime() + wanted.quarantine);
             around(Failpoint::StoreRestore, self.control.restore(&key, &wanted, opening)).await??;
             restored.push(key);

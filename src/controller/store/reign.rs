@@ -62,8 +62,6 @@ pub(super) struct Reign {
     stepped_at: Option<Duration>,
     /// When an epoch was last taken for missing records.
     outgrown_at: Option<Instant>,
-    /// Whether etcd has gone back, and how far that is healed.
-    doubt: Option<Doubt>,
     /// When the mark was last raised.
     marked_at: Option<Instant>,
     listener: Option<tokio::task::JoinHandle<()>>,
@@ -88,7 +86,6 @@ impl Reign {
             closing: None,
             stepped_at: None,
             outgrown_at: None,
-            doubt: None,
             marked_at: None,
             listener: None,
         }
@@ -169,29 +166,22 @@ impl Reign {
         self.isolated_for = self.isolated_for.max(facts.isolation.unwrap_or_default().goes_on_for());
         let store = link.store.clone();
         let uid = object.uid().unwrap_or_default();
-        let begins = !self.ledger.has_begun();
         let term = self.ledger.reign().await?;
-        if begins {
-            self.doubt = self.ledger.doubt();
-            self.ctx.stores.set_in_doubt(&self.name, self.doubt.is_some());
-        }
         self.raise_mark().await?;
         let control = Control::new(store, uid, term);
+        let (reign, mark) = (self.ledger.name_of_reign(), self.ledger.known().mark.unwrap_or(0));
         let sent = boottime();
-        let heartbeat =
-            match around(Failpoint::StoreHeartbeat, control.heartbeat(self.ledger.name_of_reign(), self.ledger.mark()))
-                .await
-            {
-                Ok(Ok(heartbeat)) => heartbeat,
-                Ok(Err(Refusal::StaleTerm(highest))) => {
-                    self.ledger.raise_term(highest).await?;
-                    self.doubt_begins().await;
-                    return Err(Trouble::new(reasons::OPENING, "a new term was taken"));
-                }
-                Ok(Err(refusal)) => return Err(refusal.into()),
-                Err(error) if error.is_missing_library() => return Err(self.load_library().await?),
-                Err(error) => return Err(error.into()),
-            };
+        let heartbeat = match around(Failpoint::StoreHeartbeat, control.heartbeat(reign, mark)).await {
+            Ok(Ok(heartbeat)) => heartbeat,
+            Ok(Err(Refusal::StaleTerm(highest))) => {
+                self.ledger.raise_term(highest).await?;
+                self.doubt_begins().await;
+                return Err(Trouble::new(reasons::OPENING, "a new term was taken"));
+            }
+            Ok(Err(refusal)) => return Err(refusal.into()),
+            Err(error) if error.is_missing_library() => return Err(self.load_library().await?),
+            Err(error) => return Err(error.into()),
+        };
         let answered = boottime();
         if heartbeat.role != "master" {
             let message = format!("the server is a {}; the address must be the master's", heartbeat.role);
@@ -218,26 +208,22 @@ impl Reign {
         if is_early || !self.ctx.stores.take_told(&self.name) {
             return Ok(());
         }
-        self.ledger.raise_mark().await?;
+        self.ledger.update(Failpoint::StoreMark, |status| status.mark = Some(status.mark.unwrap_or(0) + 1)).await?;
         self.marked_at = Some(Instant::now());
         Ok(())
     }
 
     /// See [`doubt`].
     async fn look_whether_etcd_went_back(&mut self, object: &LockStore, heartbeat: &Heartbeat) -> Result<(), Trouble> {
-        let cached = object.status.clone().unwrap_or_default();
-        let is_stale = LockStoreStatus { mark: Some(self.ledger.mark()), ..cached };
-        if doubt::evidence(&is_stale, heartbeat).is_some() {
-            let status = self.ledger.api().get_status(&self.name).await?.status.unwrap_or_default();
-            if let Some(why) = doubt::evidence(&status, heartbeat) {
-                self.ledger.note_doubt(&why, heartbeat.mark).await?;
-                self.doubt_begins().await;
-            }
+        let now = jiff::Timestamp::now();
+        self.ctx.stores.set_in_doubt(&self.name, self.doubt().is_some());
+        if let Some(why) = doubt::evidence(self.ledger.known(), heartbeat) {
+            let note = |status: &mut LockStoreStatus| doubt::note(&self.name, status, &why, heartbeat.mark, now);
+            self.ledger.update(Failpoint::StoreDoubt, note).await?;
+            self.doubt_begins().await;
         }
-        if self.doubt == Some(Doubt::AwaitsConfirmation) && doubt::is_confirmed(object) {
-            let now = jiff::Timestamp::now();
+        if self.doubt() == Some(Doubt::AwaitsConfirmation) && doubt::is_confirmed(object) {
             self.ledger.update(Failpoint::StoreDoubt, |status| doubt::confirm(status, now)).await?;
-            self.doubt = None;
             self.ctx.stores.set_in_doubt(&self.name, false);
             let note = "nothing runs that etcd has forgotten: what no claim records is freed".to_owned();
             self.ctx.events.normal(object, reasons::CONFIRMED, "FreeForgotten", note).await;
@@ -246,8 +232,11 @@ impl Reign {
         Ok(())
     }
 
-    async fn doubt_begins(&mut self) {
-        self.doubt = Some(Doubt::OwesEpoch);
+    fn doubt(&self) -> Option<Doubt> {
+        Doubt::of(self.ledger.known())
+    }
+
+    async fn doubt_begins(&self) {
         self.ctx.stores.set_in_doubt(&self.name, true);
         let object = self.object.borrow().clone();
         let note = "etcd was put back to an older copy: see the condition EtcdRestored of this LockStore".to_owned();
@@ -329,7 +318,7 @@ impl Reign {
     async fn ensure_open(&mut self, control: Control, heartbeat: Heartbeat) -> Result<OpenStore, Trouble> {
         let incarnation = incarnation(&heartbeat);
         let outgrown = *self.seat.outgrown.borrow_and_update();
-        let owes_epoch = self.doubt == Some(Doubt::OwesEpoch);
+        let owes_epoch = self.doubt() == Some(Doubt::OwesEpoch);
         if let Some(epoch) = heartbeat.gate.filter(|epoch| !owes_epoch && (*epoch > outgrown || !self.may_outgrow())) {
             self.note_open(&incarnation, epoch).await?;
             return Ok(self.open_store(control, epoch));
@@ -339,14 +328,13 @@ impl Reign {
             self.outgrown_at = Some(Instant::now());
         }
         let since = self.seen.as_ref().map_or_else(boottime, |(_, since)| *since);
-        let (ctx, name, ledger, control_of) = (&self.ctx, &self.name, &self.ledger, &control);
-        let opening = Opener { ctx, name, ledger, since, isolated_for: self.isolated_for, control: control_of };
+        let (ctx, name, ledger, control_of) = (&self.ctx, &self.name, &mut self.ledger, &control);
+        let mut opening = Opener { ctx, name, ledger, since, isolated_for: self.isolated_for, control: control_of };
         let Opened { epoch, lost } = opening.open(&heartbeat, &incarnation).await?;
         self.note_open(&incarnation, epoch).await?;
         if owes_epoch && heartbeat.gate.is_some() {
             let now = jiff::Timestamp::now();
             self.ledger.update(Failpoint::StoreDoubt, |status| doubt::await_confirmation(status, now)).await?;
-            self.doubt = Some(Doubt::AwaitsConfirmation);
         }
         if let Some(lost) = lost {
             let object = self.object.borrow().clone();
@@ -410,7 +398,7 @@ impl Reign {
         let clock_stepped = self.stepped_at.is_some_and(|at| since(at) < self.longest_lease());
         let recovering = boottime() < self.ctx.stores.quarantined_until(&self.name);
         let news = News { facts, clock_stepped, recovering, ready: ready && !leaving, reason, message: &message };
-        let report = report::report(&self.ctx.events, &self.ledger, &object, &news);
+        let report = report::report(&self.ctx.events, &mut self.ledger, &object, &news);
         match tokio::time::timeout(REPORT_LIMIT, report).await {
             Ok(Ok(())) => {}
             Ok(Err(trouble)) if trouble.superseded => return Err(self.superseded(&trouble)),

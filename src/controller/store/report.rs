@@ -28,7 +28,7 @@ pub(super) struct News<'a> {
 /// Writes the status if it says something else, and an Event if `Ready` has changed or all is recovered.
 pub(super) async fn report(
     events: &Events,
-    ledger: &Ledger,
+    ledger: &mut Ledger,
     object: &LockStore,
     news: &News<'_>,
 ) -> Result<(), Trouble> {
