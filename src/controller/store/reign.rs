@@ -202,14 +202,22 @@ impl Reign {
         }
     }
 
-    /// The mark rises in etcd, after claims were told of grants, and then in Redis.
+    /// The mark rises in etcd, after claims were told of grants, and then in Redis. An API server that is away stops no
+    /// heartbeat: it is tried again.
     async fn raise_mark(&mut self) -> Result<(), Trouble> {
         let is_early = self.marked_at.is_some_and(|at| at.elapsed() < MARK_EVERY);
         if is_early || !self.ctx.stores.take_told(&self.name) {
             return Ok(());
         }
-        self.ledger.update(Failpoint::StoreMark, |status| status.mark = Some(status.mark.unwrap_or(0) + 1)).await?;
         self.marked_at = Some(Instant::now());
+        let raise = |status: &mut LockStoreStatus| status.mark = Some(status.mark.unwrap_or(0) + 1);
+        match tokio::time::timeout(REPORT_LIMIT, self.ledger.update(Failpoint::StoreMark, raise)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(trouble)) if trouble.superseded => return Err(trouble),
+            Ok(Err(trouble)) => warn!(store = self.name, message = trouble.message, "the mark was not raised"),
+            Err(_) => warn!(store = self.name, "the mark was not raised: the API server doesn't answer"),
+        }
+        self.ctx.stores.note_told(&self.name);
         Ok(())
     }
 
