@@ -3,10 +3,8 @@
 # (root on Debian and Ubuntu), else names the line that does.
 set -euo pipefail
 
-fail() {
-  echo "$*" >&2
-  exit 1
-}
+# shellcheck source=packages.sh
+source "$(dirname "$0")/packages.sh"
 
 # Program and Debian package.
 tools="redis-server:redis-server cmake:cmake cc:gcc ld:binutils setpriv:util-linux"
@@ -19,17 +17,7 @@ done
 # For tests/cluster/redis6.sh.
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 
-if [ ${#missing[@]} -gt 0 ]; then
-  line="apt-get update && apt-get install --yes --no-install-recommends ${missing[*]}"
-  if ! command -v apt-get >/dev/null; then
-    fail "Missing: ${missing[*]} (the names of the Debian packages). Please install them."
-  elif [ "$(id -u)" -ne 0 ]; then
-    fail "Missing: ${missing[*]}. Please run, as root: $line"
-  fi
-  echo "Installing ${missing[*]}." >&2
-  export DEBIAN_FRONTEND=noninteractive
-  (eval "$line") >&2 || fail "Installing failed. The line was: $line"
-fi
+install_missing "${missing[@]}"
 
 command -v cargo >/dev/null || fail "Rust is missing: https://rustup.rs"
 [ -x "${KUBEBUILDER_ASSETS:-}/kube-controller-manager" ] || command -v go >/dev/null || fail "Go 1.26 or newer is missing: https://go.dev/dl"

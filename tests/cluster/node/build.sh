@@ -7,10 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-fail() {
-  echo "$*" >&2
-  exit 1
-}
+# shellcheck source=../packages.sh
+source ../packages.sh
 
 # A path or a program, and the Debian package that brings it.
 needs="/usr/include/seccomp.h:libseccomp-dev /usr/lib/cni/ptp:containernetworking-plugins busybox:busybox-static
@@ -22,17 +20,7 @@ for need in $needs; do
   [ -e "$thing" ] || command -v "$thing" >/dev/null || missing+=("${need##*:}")
 done
 [ -e /usr/include/stdio.h ] || ! command -v apt-get >/dev/null || missing+=(libc6-dev)
-if [ ${#missing[@]} -gt 0 ]; then
-  line="apt-get update && apt-get install --yes --no-install-recommends ${missing[*]}"
-  if ! command -v apt-get >/dev/null; then
-    fail "Missing: ${missing[*]} (the names of the Debian packages). Please install them."
-  elif [ "$(id -u)" -ne 0 ]; then
-    fail "Missing: ${missing[*]}. Please run, as root: $line"
-  fi
-  echo "Installing ${missing[*]}." >&2
-  export DEBIAN_FRONTEND=noninteractive
-  (eval "$line") >&2 || fail "Installing failed. The line was: $line"
-fi
+install_missing "${missing[@]}"
 
 version=$(sed -n 's|^\tk8s.io/kubernetes \(v.*\)|\1|p' go.mod)
 key=$(cat build.sh go.mod go.sum main.go | sha256sum | cut -c1-16)

@@ -5,15 +5,13 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { echo "usage: leasehold-image.sh OUT.tar [NAME:TAG]" >&2; exit 2; }
 out=$1
+# shellcheck source=../packages.sh
+source "$here/../packages.sh"
 cd "$here/../../.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 name=${2:-ghcr.io/leasehold/leasehold:$version}
 target=$(uname -m)-unknown-linux-musl
-command -v musl-gcc >/dev/null || {
-  [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || { echo "Missing: musl-tools (its Debian name)." >&2; exit 1; }
-  echo "Installing musl-tools." >&2
-  (apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends musl-tools) >&2
-}
+command -v musl-gcc >/dev/null || install_missing musl-tools
 rustup target list --installed | grep -qx "$target" || rustup target add "$target" >&2
 echo "Building a static leasehold (6 minutes on two cores, the first time)." >&2
 cargo build --quiet --release --locked --bin leasehold --target "$target" >&2

@@ -2,7 +2,7 @@
 
 use kube::api::{Patch, PatchParams};
 use leasehold::api::condition::{self, reasons, types};
-use leasehold::api::{CONFIRM_ETCD_RESTORE, Condition, LockClaim, LockStore};
+use leasehold::api::{CONFIRM_ETCD_RESTORE, Condition, DistributedLock, LockClaim, LockStore};
 use serde_json::json;
 
 use super::fixture::{Fixture, a_while, claim_condition, is_ready};
@@ -25,7 +25,22 @@ async fn restored(f: &Fixture, status: bool) -> Condition {
     condition(&store).expect("it has")
 }
 
-/// etcd as it was when `forgotten` had not yet been granted the lock.
+/// What etcd has now; the controller begins a reign after it.
+async fn copy_of_now(f: &mut Fixture) -> Scratch {
+    f.controller.stop();
+    let copy = f.test.plane().save_etcd().await;
+    f.controller.restart().await;
+    copy
+}
+
+/// etcd as it was when `forgotten` had not yet been granted the lock; the controller sees that it has gone back.
+async fn goes_back(f: &mut Fixture, copy: &Scratch, forgotten: &str) -> Condition {
+    f.controller.kill();
+    put_back(f, copy, forgotten).await;
+    f.controller.restart().await;
+    restored(f, true).await
+}
+
 async fn put_back(f: &Fixture, copy: &Scratch, forgotten: &str) {
     f.test.plane().put_etcd_back(copy).await;
     let known = f.test.api::<LockClaim>().get_opt(forgotten).await.expect("an answer");
@@ -36,15 +51,10 @@ async fn put_back(f: &Fixture, copy: &Scratch, forgotten: &str) {
 async fn a_hold_that_etcd_has_forgotten_is_kept_until_a_person_confirms() {
     let mut f = fixture(|_| {}).await;
     f.ready_lock("a", |_| {}).await;
-    f.controller.stop();
-    let copy = f.test.plane().save_etcd().await;
-    f.controller.restart().await;
+    let copy = copy_of_now(&mut f).await;
     f.claim("since", "a", |_| {}).await;
     let since = f.token_of("since").await;
-    f.controller.kill();
-    put_back(&f, &copy, "since").await;
-    f.controller.restart().await;
-    let condition = restored(&f, true).await;
+    let condition = goes_back(&mut f, &copy, "since").await;
     let told = f.event(&f.store_name(), reasons::ETCD_WENT_BACK).await;
     assert!(told.contains("older copy"), "{told}");
     f.claim("next", "a", |_| {}).await;
@@ -86,19 +96,14 @@ async fn a_hold_that_etcd_has_again_is_put_back() {
     f.ready_lock("a", |spec| spec.lease_duration_seconds = 2).await;
     f.claim("before", "a", |_| {}).await;
     let before = f.token_of("before").await;
-    f.controller.stop();
-    let copy = f.test.plane().save_etcd().await;
-    f.controller.restart().await;
+    let copy = copy_of_now(&mut f).await;
     f.delete::<LockClaim>("before").await;
     f.test.gone::<LockClaim>("before", LIMIT).await;
     f.claim("since", "a", |_| {}).await;
     let since = f.token_of("since").await;
     f.delete::<LockClaim>("since").await;
     f.test.gone::<LockClaim>("since", LIMIT).await;
-    f.controller.kill();
-    put_back(&f, &copy, "since").await;
-    f.controller.restart().await;
-    restored(&f, true).await;
+    goes_back(&mut f, &copy, "since").await;
     wait_for("it is put back", LIMIT, async || is_held_with(&f, before).await.then_some(())).await;
     f.claim("next", "a", |_| {}).await;
     f.has_its_place("next").await;
@@ -112,19 +117,14 @@ async fn a_hold_that_etcd_has_again_is_put_back() {
 async fn a_lock_that_was_made_and_deleted_since_the_copy_goes_on_above_its_tokens() {
     let mut f = fixture(|_| {}).await;
     f.ready_lock("a", |_| {}).await;
-    f.controller.stop();
-    let copy = f.test.plane().save_etcd().await;
-    f.controller.restart().await;
+    let copy = copy_of_now(&mut f).await;
     f.ready_lock("b", |_| {}).await;
     f.claim("since", "b", |_| {}).await;
     let since = f.token_of("since").await;
     f.delete::<LockClaim>("since").await;
-    f.delete::<leasehold::api::DistributedLock>("b").await;
-    f.test.gone::<leasehold::api::DistributedLock>("b", LIMIT).await;
-    f.controller.kill();
-    put_back(&f, &copy, "since").await;
-    f.controller.restart().await;
-    restored(&f, true).await;
+    f.delete::<DistributedLock>("b").await;
+    f.test.gone::<DistributedLock>("b", LIMIT).await;
+    goes_back(&mut f, &copy, "since").await;
     f.ready_lock("b", |_| {}).await;
     f.claim("next", "b", |_| {}).await;
     let next = f.token_of("next").await;

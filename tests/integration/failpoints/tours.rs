@@ -317,16 +317,12 @@ async fn etcd_seems_put_back(site: &Site) {
         let status = store.status.clone().unwrap_or_default();
         condition::get(&status.conditions, types::ETCD_RESTORED).cloned()
     };
-    let awaits = |store: &LockStore| {
-        condition(store).is_some_and(|condition| condition.reason == reasons::AWAITING_CONFIRMATION)
-    };
-    let store = site.store_is("awaits a person", awaits).await;
+    let has = |reason| move |store: &LockStore| condition(store).is_some_and(|condition| condition.reason == reason);
+    let store = site.store_is("awaits a person", has(reasons::AWAITING_CONFIRMATION)).await;
     let since = condition(&store).map(|condition| condition.last_transition_time.0.to_string());
     let annotation = Patch::Merge(json!({"metadata": {"annotations": { CONFIRM_ETCD_RESTORE: since }}}));
     site.stores().patch(&site.store_name(), &PatchParams::default(), &annotation).await.expect("patched");
-    let confirmed =
-        |store: &LockStore| condition(store).is_some_and(|condition| condition.reason == reasons::CONFIRMED);
-    site.store_is("is confirmed", confirmed).await;
+    site.store_is("is confirmed", has(reasons::CONFIRMED)).await;
 }
 
 /// What a controller leaves that dies between Redis and etcd.
