@@ -27,7 +27,8 @@ use reign::Reign;
 
 struct Running {
     uid: Option<String>,
-    object: watch::Sender<Arc<LockStore>>,
+    /// `None`: the store is gone, and its loop ends after the step that it is in.
+    object: Option<watch::Sender<Arc<LockStore>>>,
     task: AbortHandle,
 }
 
@@ -72,23 +73,27 @@ fn heed(
             let (name, uid) = (store.name_any(), store.uid());
             let store = Arc::new(store);
             match running.get(&name) {
-                Some(known) if known.uid == uid => drop(known.object.send_replace(store)),
+                Some(Running { uid: known, object: Some(object), .. }) if *known == uid => {
+                    object.send_replace(store);
+                }
                 _ => {
-                    stop(ctx, running, &name);
+                    if let Some(other) = running.remove(&name) {
+                        other.task.abort();
+                    }
+                    ctx.stores.leave(&name);
                     let (object, seen) = watch::channel(store);
                     let task = loops.spawn(Reign::new(ctx.clone(), &name, seen).run());
-                    running.insert(name, Running { uid, object, task });
+                    running.insert(name, Running { uid, object: Some(object), task });
                 }
             }
         }
-        watcher::Event::Delete(store) => stop(ctx, running, &store.name_any()),
+        watcher::Event::Delete(store) => {
+            let name = store.name_any();
+            if let Some(known) = running.get_mut(&name) {
+                known.object = None;
+                ctx.stores.leave(&name);
+            }
+        }
         watcher::Event::Init | watcher::Event::InitDone => {}
-    }
-}
-
-fn stop(ctx: &Context, running: &mut HashMap<String, Running>, name: &str) {
-    if let Some(known) = running.remove(name) {
-        known.task.abort();
-        ctx.stores.leave(name);
     }
 }
