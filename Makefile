@@ -32,7 +32,7 @@ lint: ## Check format, lints, licences, layers, scripts, and that crds/ is up to
 	cargo deny --locked check bans licenses sources
 	cargo test --quiet --locked --test integration layering::
 	@for script in $(SCRIPTS); do bash -n "$$script"; done
-	@! command -v shellcheck >/dev/null || shellcheck $(SCRIPTS)
+	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR $(SCRIPTS)
 	@! command -v gofmt >/dev/null || { files=$$(gofmt -l tests/cluster) && test -z "$$files" || { echo "gofmt -w $$files"; exit 1; }; }
 	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && cargo run --quiet --locked -- crd --out "$$new" \
 	  && { diff -r crds "$$new" || { echo 'crds/ is not what the code says: make crds' >&2; exit 1; }; }
