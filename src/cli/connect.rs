@@ -8,6 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 use crate::api::CONTROLLER_NAME;
+use crate::controller::Scope;
 
 /// Calls to the API server that take longer are given up and tried again.
 const API_TIMEOUT: Duration = Duration::from_secs(15);
@@ -48,6 +49,17 @@ pub(super) struct InstallArgs {
     /// The controller's own namespace, where Secrets of stores are read.
     #[arg(long, value_name = "NAMESPACE", env = "LEASEHOLD_NAMESPACE", default_value = "leasehold-system")]
     pub(super) namespace: String,
+    /// Touch only locks and claims in these namespaces, where a Role is enough; default: in all, by a ClusterRole.
+    #[arg(long, value_name = "NAMESPACES", env = "LEASEHOLD_NAMESPACES", value_delimiter = ',')]
+    namespaces: Vec<String>,
+}
+
+impl InstallArgs {
+    /// Which namespaces are served.
+    pub(super) fn scope(&self) -> Scope {
+        // An empty variable is one that isn't set.
+        Scope::of(self.namespaces.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()))
+    }
 }
 
 /// Runs a command until it ends.

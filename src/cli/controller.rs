@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use super::connect::{ConnectArgs, InstallArgs, block_on};
 use crate::api::{AuthSpec, DEFAULT_STORE, LockStoreSpec, SecretRef, Standalone};
-use crate::controller::{self, Bootstrap, Election, Settings};
+use crate::controller::{self, Bootstrap, Election, Scope, Settings};
 use crate::metrics::Metrics;
 use crate::{admin, shutdown, telemetry};
 
@@ -19,6 +19,9 @@ pub struct ControllerArgs {
     connect: ConnectArgs,
     #[command(flatten)]
     install: InstallArgs,
+    /// Whether nodes may be read, to know if a pod's node can be asked; default: unless --namespaces is given.
+    #[arg(long = "read-nodes", value_name = "BOOL", action = clap::ArgAction::Set)]
+    reads_nodes: Option<bool>,
     /// Who reports Events: the pod's name.
     #[arg(long, value_name = "NAME", env = "LEASEHOLD_INSTANCE", default_value = "leasehold")]
     instance: String,
@@ -109,8 +112,10 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
-    let ControllerArgs { connect, install, instance, admin_address, election, bootstrap } = args;
-    let InstallArgs { controller_name, namespace } = install;
+    let ControllerArgs { connect, install, reads_nodes, instance, admin_address, election, bootstrap } = args;
+    let scope = install.scope();
+    let reads_nodes = reads_nodes.unwrap_or(scope == Scope::All);
+    let InstallArgs { controller_name, namespace, .. } = install;
     let election = election.election()?;
     let shutdown = shutdown::asked().context("no signal handlers")?;
     let client = controller::client(connect.config().await?).context("no client for the API server")?;
@@ -118,7 +123,15 @@ async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
         TcpListener::bind(admin_address).await.with_context(|| format!("cannot listen on {admin_address}"))?;
     tracing::info!(address = %listener.local_addr().context("no address")?, "serving probes and metrics");
     let (metrics, readiness) = (Metrics::new(), admin::Readiness::default());
-    let settings = Settings { controller_name, namespace, instance, election, bootstrap: bootstrap.bootstrap() };
+    let settings = Settings {
+        controller_name,
+        namespace,
+        scope,
+        reads_nodes,
+        instance,
+        election,
+        bootstrap: bootstrap.bootstrap(),
+    };
     let admin = admin::serve(listener, metrics.clone(), readiness.clone());
     let version = client.clone();
     let work = async move {

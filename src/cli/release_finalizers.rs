@@ -51,20 +51,21 @@ pub(super) fn run(args: ReleaseFinalizersArgs) -> anyhow::Result<()> {
 }
 
 async fn release(args: ReleaseFinalizersArgs) -> anyhow::Result<()> {
-    let InstallArgs { controller_name, namespace } = args.install;
+    let scope = args.install.scope();
+    let InstallArgs { controller_name, namespace, .. } = args.install;
     let client = args.connect.client().await?;
     if let Some(name) = &args.controller_deployment {
         let limit = Duration::from_secs(args.timeout.into());
         end_controller(&client, &namespace, name, limit).await?;
     }
-    let all = ListParams::default();
-    let mut stores = Api::<LockStore>::all(client.clone()).list(&all).await.context("LockStores")?.items;
+    let mut stores =
+        Api::<LockStore>::all(client.clone()).list(&ListParams::default()).await.context("LockStores")?.items;
     stores.retain(|store| store.spec.controller_name == controller_name);
     let ours: BTreeSet<String> = stores.iter().map(ResourceExt::name_any).collect();
-    let locks = Api::<DistributedLock>::all(client.clone()).list(&all).await.context("DistributedLocks")?.items;
+    let locks = scope.list::<DistributedLock>(&client).await.context("DistributedLocks")?;
     let (locks, theirs): (Vec<_>, Vec<_>) = locks.into_iter().partition(|lock| ours.contains(lock.store_name()));
     let theirs: BTreeSet<_> = theirs.iter().map(|lock| (lock.namespace(), lock.name_any())).collect();
-    let mut claims = Api::<LockClaim>::all(client.clone()).list(&all).await.context("LockClaims")?.items;
+    let mut claims = scope.list::<LockClaim>(&client).await.context("LockClaims")?;
     claims.retain(|claim| {
         let of_others = |name: &str| theirs.contains(&(claim.namespace(), name.to_owned()));
         !claim.spec.locks.iter().any(|asked| of_others(&asked.name))

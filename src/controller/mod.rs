@@ -17,22 +17,26 @@ mod lock;
 mod nodes;
 mod pods;
 mod renewals;
+mod scope;
 mod store;
 mod stores;
 mod watched;
 mod writes;
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{self, reflector};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
-use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
+use kube::runtime::watcher::{self, ExponentialBackoff};
 use kube::runtime::{Controller, WatchStreamExt};
-use kube::{Api, Client};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tracing::warn;
 
@@ -50,6 +54,7 @@ use events::Events;
 pub use leadership::Election;
 use leadership::Leadership;
 use pods::Pods;
+pub use scope::Scope;
 use stores::{OpenStore, Stores};
 
 /// Objects of one kind looked at at the same time.
@@ -66,6 +71,11 @@ pub struct Settings {
     pub controller_name: String,
     /// Where Secrets are read, and where the Lease of the leading replica is.
     pub namespace: String,
+    /// Where locks and claims are served.
+    pub scope: Scope,
+    /// Whether nodes may be read. If not, a pod that is gone without evidence that it has ended is one that can't be
+    /// asked, and a leader that isn't Ready leads on.
+    pub reads_nodes: bool,
     /// Who reports Events.
     pub instance: String,
     /// How replicas elect the one that works; `None`: this is the only one.
@@ -79,6 +89,8 @@ impl Default for Settings {
         Self {
             controller_name: CONTROLLER_NAME.into(),
             namespace: "leasehold-system".into(),
+            scope: Scope::All,
+            reads_nodes: true,
             instance: "leasehold".into(),
             election: Some(Election::default()),
             bootstrap: None,
@@ -119,6 +131,14 @@ pub enum Error {
     /// A task panicked.
     #[error("a task has died: {0}")]
     TaskDied(String),
+    /// A namespace that is to be served is not this controller's to read: its holds would be taken for none.
+    #[error("the namespace {namespace:?} can't be served: {why}; give the Role there, or take it out of --namespaces")]
+    Unreadable {
+        /// Which; empty: all of them.
+        namespace: String,
+        /// What the API server says.
+        why: String,
+    },
     /// No password can be made.
     #[error("the system gives no random bytes")]
     NoRandomness,
@@ -135,6 +155,7 @@ impl Error {
             Error::Slow(_) => "slow",
             Error::WatchEnded(_) => "watch",
             Error::TaskDied(_) => "task",
+            Error::Unreadable { .. } => "forbidden",
             Error::NoRandomness => "randomness",
         }
     }
@@ -186,25 +207,20 @@ pub async fn run(
 
 /// Works until a loop fails.
 async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Result<(), Error> {
+    settings.scope.check(&client).await?;
     bootstrap::create(&client, &settings).await?;
     let (lock_triggers, triggered_locks) = mpsc::unbounded_channel();
     let (claim_triggers, triggered_claims) = mpsc::unbounded_channel();
     let triggers = Triggers { locks: lock_triggers, claims: claim_triggers };
-    let config = kube::runtime::controller::Config::default().concurrency(CONCURRENCY);
-    let watch = watcher::Config::default();
-    let locks = Controller::new(Api::<DistributedLock>::all(client.clone()), watch.clone());
-    let locks = locks.with_config(config.clone()).trigger_backoff(watch_backoff());
+    let locks = objects::<DistributedLock>(&settings.scope, &client, |_| {});
     let arrivals = Arc::new(Arrivals::default());
-    let (claims, writer) = reflector::store();
     let noted = arrivals.clone();
-    let told = watcher(Api::<LockClaim>::all(client.clone()), watch).inspect_ok(move |event| noted.note(event));
-    let claims = Controller::for_stream(reflector(writer, told).applied_objects(), claims);
-    let claims = claims.with_config(config).trigger_backoff(watch_backoff());
+    let claims = objects::<LockClaim>(&settings.scope, &client, move |event| noted.note(event));
     let ctx = Arc::new(Context {
         stores: Arc::new(Stores::default()),
         locks: locks.store(),
         claims: claims.store(),
-        pods: Pods::new(client.clone(), triggers.clone()),
+        pods: Pods::new(client.clone(), settings.reads_nodes, triggers.clone()),
         electorates: Electorates::new(client.clone(), triggers.clone()),
         renewals: Arc::default(),
         refreshes: Budget::new(REFRESHES_PER_SECOND),
@@ -224,6 +240,18 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
         () = locks.for_each(|_| async {}) => Err(Error::WatchEnded("DistributedLock")),
         () = claims.for_each(|_| async {}) => Err(Error::WatchEnded("LockClaim")),
     }
+}
+
+/// The loop of a kind. `note` hears all that the watch tells, in its order.
+fn objects<K>(scope: &Scope, client: &Client, note: impl FnMut(&watcher::Event<K>) + Send + 'static) -> Controller<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync,
+{
+    let (objects, writer) = reflector::store();
+    let told = scope.watch::<K>(client).inspect_ok(note);
+    let config = kube::runtime::controller::Config::default().concurrency(CONCURRENCY);
+    let controller = Controller::for_stream(reflector(writer, told).applied_objects(), objects);
+    controller.with_config(config).trigger_backoff(watch_backoff())
 }
 
 async fn lock_look(lock: Arc<DistributedLock>, ctx: Arc<Context>) -> Result<Action, Error> {

@@ -1,7 +1,7 @@
 //! The nodes of pods that hold: whether what runs on them can be known. Each is watched by itself, while a pod on it
 //! holds; when nobody holds, nothing is watched.
 //!
-//! Needs the verbs `get`, `list` and `watch` on nodes.
+//! Needs the verbs `get`, `list` and `watch` on nodes. Where the controller doesn't have them, no node is watched.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -24,6 +24,8 @@ pub(super) enum Reach {
     Unknown,
     /// The pod has no node yet: nothing of it runs.
     Unbound,
+    /// This controller may not read nodes; the pod is there, and what the API server says of it is all that is known.
+    Unread,
     /// Ready: its kubelet tells what runs.
     Ready,
     /// Nobody can tell what runs; the text says why.
@@ -59,7 +61,7 @@ impl Reach {
     /// Why nobody can tell what runs there, if that is so.
     pub(super) fn unreachable(self) -> Option<&'static str> {
         match self {
-            Reach::Unknown | Reach::Unbound | Reach::Ready => None,
+            Reach::Unknown | Reach::Unbound | Reach::Unread | Reach::Ready => None,
             Reach::Unreachable(why) => Some(why),
             Reach::OutOfService => Some("is out of service"),
         }

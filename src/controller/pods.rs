@@ -47,18 +47,20 @@ pub(super) enum Follower {
 /// A pod that holds, and where.
 struct Holding {
     lock: LockKey,
-    node: Option<(String, Arc<WatchedNode>)>,
-    /// Where no node is known, what that means.
-    without_node: Reach,
+    /// The name of its node, once it has one.
+    node: Option<String>,
+    watched: Option<Arc<WatchedNode>>,
+    /// Where no node is watched, what that means.
+    unwatched: Reach,
 }
 
 impl Holding {
     fn reach(&self) -> Reach {
-        self.node.as_ref().map_or(self.without_node, |(_, node)| node.reach())
+        self.watched.as_ref().map_or(self.unwatched, |node| node.reach())
     }
 
     fn is_on(&self, node: &str) -> bool {
-        self.node.as_ref().is_some_and(|(name, _)| name == node)
+        self.node.as_deref() == Some(node)
     }
 }
 
@@ -91,14 +93,16 @@ pub(super) struct Holder {
 pub(super) struct Pods {
     client: Client,
     triggers: Triggers,
-    nodes: Arc<Nodes>,
+    /// `None`: they may not be read.
+    nodes: Option<Arc<Nodes>>,
     watched: Arc<Mutex<HashMap<Key, Watched>>>,
 }
 
 impl Pods {
     /// Nothing is watched yet.
-    pub(super) fn new(client: Client, triggers: Triggers) -> Self {
-        Self { nodes: Arc::new(Nodes::new(client.clone())), client, triggers, watched: Arc::default() }
+    pub(super) fn new(client: Client, reads_nodes: bool, triggers: Triggers) -> Self {
+        let nodes = reads_nodes.then(|| Arc::new(Nodes::new(client.clone())));
+        Self { nodes, client, triggers, watched: Arc::default() }
     }
 
     /// What became of a pod; from now on its changes trigger the follower. Absence is believed only from a quorum,
@@ -126,12 +130,14 @@ impl Pods {
         let seen = self.look(lock.namespace(), holder, follower).await?;
         let bound = seen.last.as_ref().map(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()));
         let node = bound.unwrap_or_else(|| node.map(str::to_owned));
-        let without_node = match (&seen.last, seen.absent_since) {
-            (_, Some(_)) => Reach::Unreachable("is not known"),
-            (Some(_), None) => Reach::Unbound,
-            (None, None) => Reach::Unknown,
+        let unwatched = match (&seen.last, seen.absent_since, &node) {
+            (_, Some(_), Some(_)) => Reach::Unreachable("may not be read by this controller"),
+            (_, Some(_), None) => Reach::Unreachable("is not known"),
+            (Some(_), None, Some(_)) => Reach::Unread,
+            (Some(_), None, None) => Reach::Unbound,
+            (None, None, _) => Reach::Unknown,
         };
-        let reach = self.hold_on(lock, holder, node.as_deref(), without_node);
+        let reach = self.hold_on(lock, holder, node.as_deref(), unwatched);
         Ok(Holder { fate: fate::judge(seen.last.as_deref(), seen.absent_for(), reach), node, reach })
     }
 
@@ -140,12 +146,18 @@ impl Pods {
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = watched.get(&(namespace.to_owned(), name.to_owned(), uid.to_owned()))?;
         let holding = entry.holding.as_ref()?;
-        Some((holding.node.as_ref().map(|(name, _)| name.clone()), holding.reach()))
+        Some((holding.node.clone(), holding.reach()))
     }
 
-    /// The nodes, for who asks about one that no holder is on.
-    pub(super) fn nodes(&self) -> &Nodes {
-        &self.nodes
+    /// Asks a quorum about a node that no holder is on.
+    ///
+    /// # Errors
+    /// What the API server or the connection says.
+    pub(super) async fn ask_node(&self, name: &str) -> kube::Result<Reach> {
+        match &self.nodes {
+            Some(nodes) => nodes.ask(name).await,
+            None => Ok(Reach::Unread),
+        }
     }
 
     /// The pod as it is now. One that seems to be gone is asked for.
@@ -162,12 +174,12 @@ impl Pods {
     }
 
     /// From now on the node of a pod that holds is followed, if it has one.
-    fn hold_on(&self, lock: &LockKey, holder: &HolderRef, node: Option<&str>, without_node: Reach) -> Reach {
-        let node = node.map(|node| {
+    fn hold_on(&self, lock: &LockKey, holder: &HolderRef, node: Option<&str>, unwatched: Reach) -> Reach {
+        let watched_node = node.zip(self.nodes.as_ref()).map(|(node, nodes)| {
             let (pods, name) = (self.clone(), node.to_owned());
-            (node.to_owned(), self.nodes.follow(node, move || pods.node_changed(&name)))
+            nodes.follow(node, move || pods.node_changed(&name))
         });
-        let holding = Holding { lock: lock.clone(), node, without_node };
+        let holding = Holding { lock: lock.clone(), node: node.map(str::to_owned), watched: watched_node, unwatched };
         let key = (lock.namespace().to_owned(), holder.name.clone(), holder.uid.clone());
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody follows it any more.

@@ -12,5 +12,6 @@ mod pods;
 pub(crate) mod recovery;
 mod replicas;
 mod restores;
+mod scopes;
 mod stores;
 mod unreachable;

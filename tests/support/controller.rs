@@ -12,6 +12,8 @@ pub(crate) struct ControllerOptions {
     pub(crate) binary: PathBuf,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) namespace: String,
+    /// What it serves; none: all.
+    pub(crate) namespaces: Vec<String>,
     pub(crate) controller_name: Option<String>,
     pub(crate) redis_address: Option<String>,
     pub(crate) password_secret: Option<String>,
@@ -33,6 +35,7 @@ impl ControllerOptions {
             binary: binary.into(),
             kubeconfig: plane.kubeconfig("controller"),
             namespace: "leasehold-system".into(),
+            namespaces: Vec::new(),
             controller_name: None,
             redis_address: None,
             password_secret: None,
@@ -50,6 +53,7 @@ impl ControllerOptions {
         let mut args = vec!["controller".to_owned(), format!("--admin-address=127.0.0.1:{admin_port}")];
         args.push(format!("--kubeconfig={}", kubeconfig.display()));
         args.push(format!("--namespace={namespace}"));
+        args.extend(self.namespaces.iter().map(|namespace| format!("--namespaces={namespace}")));
         let flags = [
             ("controller-name", controller_name),
             ("redis-address", redis_address),

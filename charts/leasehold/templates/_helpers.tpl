@@ -171,6 +171,10 @@ env:
   value: {{ .Values.controllerName | quote }}
 - name: LEASEHOLD_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+{{- with .Values.namespaces }}
+- name: LEASEHOLD_NAMESPACES
+  value: {{ join "," . | quote }}
+{{- end }}
 - name: LEASEHOLD_INSTANCE
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: RUST_LOG

@@ -361,7 +361,7 @@ impl<'a> Election<'a> {
     /// Whether a pod that is Ready can be chosen: when its node is lost, it stands as Ready for a while yet.
     async fn reachable(&mut self, pod: &Candidate) -> Result<bool, Error> {
         let Some(node) = &pod.node else { return Ok(true) };
-        let reachable = self.ctx.pods.nodes().ask(node).await?.unreachable().is_none();
+        let reachable = self.ctx.pods.ask_node(node).await?.unreachable().is_none();
         if !reachable {
             self.unreachable.insert(pod.uid.clone());
         }

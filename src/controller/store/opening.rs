@@ -17,8 +17,7 @@
 
 use std::time::Duration;
 
-use kube::api::ListParams;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use tracing::info;
 
 use super::super::Context;
@@ -131,12 +130,11 @@ impl Opener<'_> {
 
     /// Puts back every lock of this store that was ever provisioned.
     async fn restore(&self, opening: &Opening) -> Result<Restored, Trouble> {
-        let client = self.ctx.client.clone();
-        // No resourceVersion: the API server answers from a quorum of etcd.
-        let locks = Api::<DistributedLock>::all(client.clone()).list(&ListParams::default()).await?;
-        let claims = Api::<LockClaim>::all(client).list(&ListParams::default()).await?;
+        let (scope, client) = (&self.ctx.settings.scope, &self.ctx.client);
+        let locks = scope.list::<DistributedLock>(client).await?;
+        let claims = scope.list::<LockClaim>(client).await?;
         let mut restored = Vec::new();
-        for lock in &locks.items {
+        for lock in &locks {
             if lock.store_name() != self.name || !lock.is_provisioned() {
                 continue;
             }
@@ -146,11 +144,11 @@ impl Opener<'_> {
             };
             let mut wanted = provision(lock, opening.epoch, self.ctx.stores.token_floor(self.name));
             wanted.quarantine = (quarantine(lock) + self.isolated_for).saturating_sub(since(self.since));
-            wanted.holds = holds_of(Some(lock), &claims.items, &key);
+            wanted.holds = holds_of(Some(lock), &claims, &key);
             self.ctx.stores.quarantine(self.name, boottime() + wanted.quarantine);
             around(Failpoint::StoreRestore, self.control.restore(&key, &wanted, opening)).await??;
             restored.push(key);
         }
-        Ok(Restored { locks: restored, claims: claims.items })
+        Ok(Restored { locks: restored, claims })
     }
 }

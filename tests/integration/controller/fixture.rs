@@ -78,7 +78,12 @@ impl Fixture {
         let mut options = options(&test, &redis);
         change(&mut options);
         let controller = Controller::start(options).await;
-        Self { site: Site { test, redis }, controller }
+        Self::of(Site { test, redis }, controller)
+    }
+
+    /// A site and its controller.
+    pub(crate) fn of(site: Site, controller: Controller) -> Self {
+        Self { site, controller }
     }
 }
 
