@@ -115,6 +115,11 @@ impl Metrics {
         self.stores.get_or_create(&StoreName { store: store.to_owned() }).set(i64::from(ready));
     }
 
+    /// A store is gone.
+    pub fn store_gone(&self, store: &str) {
+        self.stores.remove(&StoreName { store: store.to_owned() });
+    }
+
     /// All of them as text.
     ///
     /// # Errors

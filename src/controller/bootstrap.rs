@@ -2,9 +2,13 @@
 //!
 //! Only what isn't there: what others have set is never overwritten, and a password that was made once stays.
 
+use std::fmt::Debug;
+
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tracing::info;
 
 use super::writes::{FIELD_MANAGER, is_conflict};
@@ -33,33 +37,38 @@ pub(super) async fn create(client: &Client, settings: &Settings) -> Result<(), E
     if let Some(auth) = bootstrap.spec.auth.as_ref().filter(|_| bootstrap.make_password) {
         make_password(client, &settings.namespace, &auth.secret_ref.name).await?;
     }
-    let api: Api<LockStore> = Api::all(client.clone());
-    if api.get_opt(&bootstrap.store).await?.is_some() {
-        return Ok(());
-    }
     let spec = LockStoreSpec { controller_name: settings.controller_name.clone(), ..bootstrap.spec.clone() };
-    let (params, store) = (PostParams::default(), LockStore::new(&bootstrap.store, spec));
-    match around(Failpoint::StoreCreate, api.create(&params, &store)).await {
-        Ok(_) => info!(name = bootstrap.store, "created the LockStore"),
-        Err(error) if is_conflict(&error) => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
+    let store = LockStore::new(&bootstrap.store, spec);
+    create_if_absent(Failpoint::StoreCreate, &Api::all(client.clone()), &bootstrap.store, || Ok(store)).await
+}
+
+async fn make_password(client: &Client, namespace: &str, name: &str) -> Result<(), Error> {
+    let secret = || {
+        let mut secret = Secret { immutable: Some(true), ..Secret::default() };
+        secret.metadata.name = Some(name.to_owned());
+        let texts = [("username", "default".to_owned()), ("password", password()?)];
+        secret.string_data = Some(texts.map(|(key, text)| (key.to_owned(), text)).into());
+        Ok(secret)
+    };
+    create_if_absent(Failpoint::StorePassword, &Api::namespaced(client.clone(), namespace), name, secret).await
 }
 
 /// Whoever is first makes it; all others find it.
-async fn make_password(client: &Client, namespace: &str, name: &str) -> Result<(), Error> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+async fn create_if_absent<K>(
+    place: Failpoint,
+    api: &Api<K>,
+    name: &str,
+    object: impl FnOnce() -> Result<K, Error>,
+) -> Result<(), Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + Debug,
+{
     if api.get_opt(name).await?.is_some() {
         return Ok(());
     }
-    let mut secret = Secret { immutable: Some(true), ..Secret::default() };
-    secret.metadata.name = Some(name.to_owned());
-    let texts = [("username", "default".to_owned()), ("password", password()?)];
-    secret.string_data = Some(texts.map(|(key, text)| (key.to_owned(), text)).into());
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    match around(Failpoint::StorePassword, api.create(&params, &secret)).await {
-        Ok(_) => info!(name, "made the password of Redis"),
+    match around(place, api.create(&params, &object()?)).await {
+        Ok(_) => info!(name, kind = %K::kind(&()), "created"),
         Err(error) if is_conflict(&error) => {}
         Err(error) => return Err(error.into()),
     }

@@ -147,6 +147,7 @@ pub enum Error {
 impl Error {
     fn label(&self) -> &'static str {
         match self {
+            Error::Kube(error) if writes::is_conflict(error) => "conflict",
             Error::Kube(_) => "kube",
             Error::Store(error) => error.label(),
             Error::Name(_) => "name",

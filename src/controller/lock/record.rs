@@ -20,7 +20,7 @@ use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, LockClaim};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey};
-use crate::store::{HoldState, Inspection, Provision, Remembered};
+use crate::store::{Hold, HoldState, Inspection, Provision, Remembered};
 
 /// Writes to etcd what must stand there before Redis hears of it.
 pub(super) async fn remember(ctx: &Context, lock: &DistributedLock, key: &LockKey, longest: i32) -> Result<(), Error> {
@@ -149,8 +149,8 @@ fn is_known(ctx: &Context, id: &HolderId) -> bool {
 
 /// A pinned hold or delegated waiter that neither a claim nor the election records comes from an old copy of Redis, or
 /// from a claim whose finalizer somebody has taken off. It is freed, but only after a list from a quorum has shown that
-/// nobody records it. Where etcd has gone back, a claim may have been told of it: it is kept until a person confirms. An
-/// elected pod knows it by its label, which has gone back with the rest.
+/// nobody records it. Where etcd has gone back, a claim may have been told of it: it is kept until a person confirms, or
+/// takes just that one by force. An elected pod knows it by its label, which has gone back with the rest.
 pub(super) async fn free_orphans(
     ctx: &Context,
     lock: &DistributedLock,
@@ -158,11 +158,12 @@ pub(super) async fn free_orphans(
     open: &OpenStore,
     record: &Inspection,
 ) -> Result<(), Error> {
-    let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
     let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
     let in_doubt = ctx.stores.in_doubt(lock.store_name());
-    let pinned = pinned.filter(|id| !in_doubt || election::is_choice(lock, id));
-    let unknown: Vec<&HolderId> = pinned.chain(waiting).filter(|id| !is_known(ctx, id)).collect();
+    let forced = ctx.with_memory(key, |memory| memory.forced.as_ref().map(|(token, _)| *token));
+    let may_go = |hold: &&Hold| !in_doubt || election::is_choice(lock, &hold.id) || forced == Some(hold.token.get());
+    let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).filter(may_go);
+    let unknown: Vec<&HolderId> = pinned.map(|hold| &hold.id).chain(waiting).filter(|id| !is_known(ctx, id)).collect();
     if unknown.is_empty() {
         return Ok(());
     }

@@ -101,7 +101,10 @@ impl Reign {
                 _ = tick.tick() => {}
                 changed = self.object.changed() => match changed {
                     Ok(()) => self.object_changed(),
-                    Err(_) => return Ok(()),
+                    Err(_) => {
+                        self.ctx.metrics.store_gone(&self.name);
+                        return Ok(());
+                    }
                 },
                 _ = self.seat.outgrown.changed() => {}
             }

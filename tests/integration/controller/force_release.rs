@@ -17,20 +17,20 @@ const LOCKS: &str = "distributedlocks.leasehold.dev";
 const ANN: &str = "ann";
 
 /// A controller in a namespace where the policy is in force, and Ann may force-release.
-async fn guarded(f: &Fixture) {
+pub(super) async fn guarded(f: &Fixture) {
     apply_force_release(&f.test).await;
     allow(&f.test, ANN, &[("get,update,patch,forcerelease", LOCKS)]).await;
 }
 
 /// What the README says that Ann should type.
-async fn force(f: &Fixture, lock: &str, token: i64) {
+pub(super) async fn force(f: &Fixture, lock: &str, token: i64) {
     let words =
         format!("--as={ANN} annotate dlock {lock} {FORCE_RELEASE}={token} {FORCE_RELEASE_REASON}=stuck --overwrite");
     f.test.kubectl(&words).await.expect("she has the verb");
 }
 
 /// Waits until the controller has taken the annotations off.
-async fn is_done(f: &Fixture, lock: &str) {
+pub(super) async fn is_done(f: &Fixture, lock: &str) {
     let bare = |lock: &DistributedLock| !lock.annotations().keys().any(|key| key.starts_with(FORCE_RELEASE));
     f.lock_is(lock, "has no force-release any more", bare).await;
 }

@@ -6,6 +6,7 @@ use leasehold::api::{CONFIRM_ETCD_RESTORE, Condition, DistributedLock, LockClaim
 use serde_json::json;
 
 use super::fixture::{Fixture, a_while, claim_condition, is_ready};
+use super::force_release::{force, guarded, is_done};
 use crate::support::{ControllerOptions, LIMIT, RedisServer, Scratch, TestNamespace, wait_for};
 
 /// Longer than a control plane takes to start again.
@@ -78,6 +79,25 @@ async fn a_hold_that_etcd_has_forgotten_is_kept_until_a_person_confirms() {
     let next = f.token_of("next").await;
     assert!(next > since, "{next} after {since}");
     assert_eq!(restored(&f, false).await.reason, reasons::CONFIRMED);
+}
+
+#[tokio::test]
+async fn a_hold_that_etcd_has_forgotten_is_taken_by_force() {
+    let mut f = fixture(|_| {}).await;
+    f.ready_lock("a", |spec| spec.permits = 2).await;
+    let copy = copy_of_now(&mut f).await;
+    f.claim("since", "a", |_| {}).await;
+    f.claim("also", "a", |_| {}).await;
+    let (since, also) = (f.token_of("since").await, f.token_of("also").await);
+    goes_back(&mut f, &copy, "since").await;
+    guarded(&f).await;
+    f.claim("next", "a", |_| {}).await;
+    f.has_its_place("next").await;
+    force(&f, "a", since).await;
+    assert!(f.token_of("next").await > also);
+    is_done(&f, "a").await;
+    assert!(is_held_with(&f, also).await, "only that one was taken");
+    restored(&f, true).await;
 }
 
 async fn is_held_with(f: &Fixture, token: i64) -> bool {
