@@ -118,6 +118,23 @@ failpoints! {
     /// The record of a lock that goes is forgotten.
     LockPurge = "lock.purge",
 
+    /// A claim is made for a gated pod.
+    GatedClaim = "gated.claim",
+    /// A claim of a gated pod that asks for something else by now, or has ended, is deleted.
+    GatedDrop = "gated.drop",
+    /// A gated pod gets its tokens and is let go.
+    GatedLetGo = "gated.let-go",
+    /// A gated pod whose hold is taken back is written, so that no older write lets it go.
+    GatedWithdraw = "gated.withdraw",
+    /// A gated pod that waited for too long fails.
+    GatedFail = "gated.fail",
+    /// A condition of a pod says what it waits for, or that it blocks others.
+    GatedCondition = "gated.condition",
+    /// A pod that holds and doesn't start is deleted.
+    GatedDelete = "gated.delete",
+    /// An Event about a pod.
+    GatedEvent = "gated.event",
+
     /// Our finalizer and the lock's label come to a claim.
     ClaimFinalizer = "claim.finalizer",
     /// Our finalizer goes from a claim.

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub renewals: RenewalCounters,
     /// Pods that hold and can't be asked whether they still run.
     pub holders_unreachable: Gauge<i64, AtomicI64>,
+    /// Pods that have the label and run without their lock.
+    pub pods_ungated: Counter,
 }
 
 impl Metrics {
@@ -80,6 +82,9 @@ impl Metrics {
         let holders_unreachable = Gauge::default();
         let help = "Pods that hold a lock on a node that can't be asked whether they still run";
         registry.register("holders_unreachable", help, holders_unreachable.clone());
+        let pods_ungated = Counter::default();
+        let help = "Pods with the label leasehold.dev/lock that were seen to run without their lock";
+        registry.register("pods_ungated", help, pods_ungated.clone());
         let counter = |result| renewals.get_or_create(&RenewalResult { result }).clone();
         let renewals =
             RenewalCounters { renewed: counter("renewed"), missing: counter("missing"), failed: counter("failed") };
@@ -92,6 +97,7 @@ impl Metrics {
             status_writes,
             renewals,
             holders_unreachable,
+            pods_ungated,
         })
     }
 

@@ -34,6 +34,10 @@ pub mod types {
     pub const ETCD_RESTORED: &str = "EtcdRestored";
     /// A master that is cut off from its replicas stops to grant by itself.
     pub const ISOLATED_MASTER_BOUNDED: &str = "IsolatedMasterBounded";
+    /// A pod that waits for locks holds them. It is written only where there is something to look at.
+    pub const LOCK_HELD: &str = "leasehold.dev/LockHeld";
+    /// A pod has failed because it did not get its locks in time: for a Job's podFailurePolicy.
+    pub const LOCK_NOT_ACQUIRED: &str = "LockNotAcquired";
 }
 
 /// The reasons of conditions. They are API: one CamelCase word each, kept once published.
@@ -168,6 +172,12 @@ pub mod reasons {
     pub const MAX_HOLD_EXCEEDED: &str = "MaxHoldExceeded";
     /// Not finished: it waits or holds.
     pub const ACTIVE: &str = "Active";
+    /// What a pod waits for can't be read.
+    pub const INVALID_LOCKS: &str = "InvalidLocks";
+    /// A pod holds and doesn't start, while others wait.
+    pub const HOLDER_NOT_STARTED: &str = "HolderNotStarted";
+    /// A pod with the label runs without its lock.
+    pub const UNGATED: &str = "Ungated";
 }
 
 /// Whether a condition holds.

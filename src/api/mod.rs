@@ -11,6 +11,7 @@ mod claim;
 pub mod condition;
 pub mod election;
 pub mod force_release;
+pub mod gated;
 mod lock;
 mod schema;
 mod selector;
@@ -54,7 +55,7 @@ pub const CONTROLLER_NAME: &str = "leasehold.dev/controller";
 /// Integers of the API stay exact in every client, also where numbers are doubles: at most 2^53 - 1.
 const MAX_SAFE: i64 = (1 << 53) - 1;
 /// The longest time that can be asked for: 365 days.
-const MAX_SECONDS: i32 = 31_536_000;
+pub(crate) const MAX_SECONDS: i32 = 31_536_000;
 
 /// The definitions of all kinds, as they are installed: without `nullable`, with every condition `Unknown` until
 /// a controller has looked.

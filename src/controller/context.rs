@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::watcher::Event;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Settings;
@@ -12,6 +14,7 @@ use super::budget::Budget;
 use super::claim::{Arrivals, Standing};
 use super::election::Electorates;
 use super::events::Events;
+use super::gated::{self, Gated};
 use super::lock::Memory;
 use super::pods::{Follower, Pods};
 use super::renewals::Renewals;
@@ -33,6 +36,7 @@ pub(super) struct Context {
     pub(super) locks: reflector::Store<DistributedLock>,
     pub(super) claims: reflector::Store<LockClaim>,
     pub(super) pods: Pods,
+    pub(super) gated: Arc<Gated>,
     pub(super) electorates: Electorates,
     pub(super) renewals: Arc<Renewals>,
     pub(super) refreshes: Budget,
@@ -98,6 +102,7 @@ impl Context {
 pub(super) struct Triggers {
     pub(super) locks: UnboundedSender<ObjectRef<DistributedLock>>,
     pub(super) claims: UnboundedSender<ObjectRef<LockClaim>>,
+    pub(super) pods: UnboundedSender<ObjectRef<Pod>>,
 }
 
 impl Triggers {
@@ -108,6 +113,15 @@ impl Triggers {
 
     pub(super) fn claim(&self, claim: ObjectRef<LockClaim>) {
         let _ = self.claims.send(claim);
+    }
+
+    /// What a gated pod waits for or holds has changed.
+    pub(super) fn claim_changed(&self, event: &Event<LockClaim>) {
+        if let Event::Apply(claim) | Event::InitApply(claim) | Event::Delete(claim) = event
+            && let Some(pod) = gated::pod_of(claim)
+        {
+            let _ = self.pods.send(pod);
+        }
     }
 
     /// Every claim on a lock, since whether it can be asked for has changed.

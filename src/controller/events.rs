@@ -55,6 +55,7 @@ fn point(on: &ObjectReference) -> Failpoint {
     match on.kind.as_deref() {
         Some(kind) if kind == LockStore::kind(&()) => Failpoint::StoreEvent,
         Some(kind) if kind == LockClaim::kind(&()) => Failpoint::ClaimEvent,
+        Some("Pod") => Failpoint::GatedEvent,
         _ => Failpoint::LockEvent,
     }
 }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 
 use super::nodes::Reach;
+use crate::api::gated::{LOCK, WITHDRAWN};
 
 /// After its grace period, a pod that is gone without evidence is believed to have ended so long later, where its
 /// node is Ready: the kubelet has had the time to stop it.
@@ -21,6 +23,11 @@ pub(super) enum Fate {
     Alive {
         /// Its node, once it has one.
         node: Option<String>,
+    },
+    /// There, and nothing of it has run: it is not bound to a node, and our gate keeps it from being scheduled.
+    Gated {
+        /// The holder id of a hold that was taken back.
+        withdrawn: Option<String>,
     },
     /// Ended for certain; the text says by what evidence.
     Ended(&'static str),
@@ -48,11 +55,20 @@ pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>, reach: Rea
     }
     let node = last.and_then(|pod| pod.spec.as_ref()).and_then(|spec| spec.node_name.clone());
     match (last, absent_for) {
+        (Some(pod), None) if node.is_none() && is_gated(pod) => {
+            Fate::Gated { withdrawn: pod.annotations().get(WITHDRAWN).cloned() }
+        }
         (Some(_), None) => Fate::Alive { node },
         (Some(_), Some(_)) if node.is_none() => Fate::Ended("it was never bound to a node"),
         (_, Some(absent)) => Fate::Vanished { settled_in: (grace(last) + SETTLE).saturating_sub(absent), node },
         (None, None) => Fate::Unknown,
     }
+}
+
+/// Whether our gate keeps it from being scheduled.
+pub(super) fn is_gated(pod: &Pod) -> bool {
+    let gates = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_deref()).unwrap_or_default();
+    gates.iter().any(|gate| gate.name == LOCK)
 }
 
 fn evidence(pod: &Pod) -> Option<&'static str> {

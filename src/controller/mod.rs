@@ -12,6 +12,7 @@ mod context;
 mod election;
 mod events;
 mod fate;
+mod gated;
 mod leadership;
 mod lock;
 mod nodes;
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use kube::core::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{self, reflector};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
@@ -40,6 +41,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tracing::warn;
 
+use crate::api::gated::LOCK;
 use crate::api::{CONTROLLER_NAME, DistributedLock, LockClaim};
 use crate::lease::InvalidName;
 use crate::metrics::Metrics;
@@ -51,6 +53,7 @@ pub use client::client;
 use context::{Context, Triggers, lock_ref};
 use election::Electorates;
 use events::Events;
+use gated::Gated;
 pub use leadership::Election;
 use leadership::Leadership;
 use pods::Pods;
@@ -61,6 +64,8 @@ use stores::{OpenStore, Stores};
 const CONCURRENCY: u16 = 16;
 /// How long one look at an object may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
+/// When something that will be over in a moment is looked at again.
+const SOON: Duration = Duration::from_millis(250);
 /// Refreshes of published expiries, a second, of the whole controller.
 const REFRESHES_PER_SECOND: f64 = 20.0;
 
@@ -212,16 +217,33 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
     bootstrap::create(&client, &settings).await?;
     let (lock_triggers, triggered_locks) = mpsc::unbounded_channel();
     let (claim_triggers, triggered_claims) = mpsc::unbounded_channel();
-    let triggers = Triggers { locks: lock_triggers, claims: claim_triggers };
-    let locks = objects::<DistributedLock>(&settings.scope, &client, |_| {});
+    let (pod_triggers, triggered_pods) = mpsc::unbounded_channel();
+    let triggers = Triggers { locks: lock_triggers, claims: claim_triggers, pods: pod_triggers };
+    let (scope, all) = (&settings.scope, watcher::Config::default());
+    let locks = objects(scope.watch::<DistributedLock>(&client, &all), |_| {});
     let arrivals = Arc::new(Arrivals::default());
-    let noted = arrivals.clone();
-    let claims = objects::<LockClaim>(&settings.scope, &client, move |event| noted.note(event));
+    let (noted, to_pods) = (arrivals.clone(), triggers.clone());
+    let claims = objects(scope.watch::<LockClaim>(&client, &all), move |event| {
+        noted.note(event);
+        to_pods.claim_changed(event);
+    });
+    let (labelled, pods_writer) = reflector::store();
+    let pods = Pods::new(client.clone(), settings.reads_nodes, triggers.clone(), labelled.clone());
+    let gated = Arc::new(Gated::default());
+    let (followed, remembered) = (pods.clone(), gated.clone());
+    let told = scope.watch::<Pod>(&client, &all.labels(LOCK)).map_ok(|event| event.modify(gated::slim));
+    let waiting = reflected(pods_writer, labelled, told, move |event| {
+        followed.labelled_changed(event);
+        if let watcher::Event::Delete(pod) = event {
+            remembered.forget(pod);
+        }
+    });
     let ctx = Arc::new(Context {
         stores: Arc::new(Stores::default()),
         locks: locks.store(),
         claims: claims.store(),
-        pods: Pods::new(client.clone(), settings.reads_nodes, triggers.clone()),
+        pods,
+        gated,
         electorates: Electorates::new(client.clone(), triggers.clone()),
         renewals: Arc::default(),
         refreshes: Budget::new(REFRESHES_PER_SECOND),
@@ -235,24 +257,44 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
     });
     let locks = locks.reconcile_on(received(triggered_locks)).run(lock_look, on_error, ctx.clone());
     let claims = claims.reconcile_on(received(triggered_claims)).run(claim_look, on_error, ctx.clone());
+    let waiting = waiting.reconcile_on(received(triggered_pods)).run(pod_look, on_error, ctx.clone());
     tokio::select! {
         result = store::run(ctx.clone()) => result,
         () = renewals::run(&ctx.renewals, &ctx.stores, &ctx.triggers, &ctx.metrics) => Ok(()),
         () = locks.for_each(|_| async {}) => Err(Error::WatchEnded("DistributedLock")),
         () = claims.for_each(|_| async {}) => Err(Error::WatchEnded("LockClaim")),
+        () = waiting.for_each(|_| async {}) => Err(Error::WatchEnded("Pod")),
     }
 }
 
-/// The loop of a kind. `note` hears all that the watch tells, in its order.
-fn objects<K>(scope: &Scope, client: &Client, note: impl FnMut(&watcher::Event<K>) + Send + 'static) -> Controller<K>
+/// The loop of a kind, over what the watch tells. `note` hears all of it, in its order, once the cache has it.
+fn objects<K>(
+    told: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    note: impl FnMut(&watcher::Event<K>) + Send + 'static,
+) -> Controller<K>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync,
 {
     let (objects, writer) = reflector::store();
-    let told = scope.watch::<K>(client).inspect_ok(note);
+    reflected(writer, objects, told, note)
+}
+
+fn reflected<K>(
+    writer: reflector::store::Writer<K>,
+    objects: reflector::Store<K>,
+    told: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    note: impl FnMut(&watcher::Event<K>) + Send + 'static,
+) -> Controller<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync,
+{
     let config = kube::runtime::controller::Config::default().concurrency(CONCURRENCY);
-    let controller = Controller::for_stream(reflector(writer, told).applied_objects(), objects);
+    let controller = Controller::for_stream(reflector(writer, told).inspect_ok(note).applied_objects(), objects);
     controller.with_config(config).trigger_backoff(watch_backoff())
+}
+
+async fn pod_look(pod: Arc<Pod>, ctx: Arc<Context>) -> Result<Action, Error> {
+    in_time(gated::reconcile(pod, ctx)).await
 }
 
 async fn lock_look(lock: Arc<DistributedLock>, ctx: Arc<Context>) -> Result<Action, Error> {

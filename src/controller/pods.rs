@@ -1,11 +1,13 @@
-//! The pods that hold: each watched by itself, while somebody follows it, with its node while it holds.
+//! The pods that hold: each watched by itself, while somebody follows it, with its node while it holds. Those that wait
+//! for locks by their label are thousands, and are watched together.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
 use tokio::task::AbortHandle;
 
@@ -67,14 +69,17 @@ impl Holding {
 struct Watched {
     sighting: Sighting,
     followers: Vec<Follower>,
-    task: AbortHandle,
+    /// Its own watch; `None`: the one of all labelled pods tells of it.
+    task: Option<AbortHandle>,
     /// What it holds and where, while it does.
     holding: Option<Holding>,
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }
 
@@ -95,14 +100,16 @@ pub(super) struct Pods {
     triggers: Triggers,
     /// `None`: they may not be read.
     nodes: Option<Arc<Nodes>>,
+    /// Those with the label `leasehold.dev/lock`, which are watched together.
+    labelled: reflector::Store<Pod>,
     watched: Arc<Mutex<HashMap<Key, Watched>>>,
 }
 
 impl Pods {
     /// Nothing is watched yet.
-    pub(super) fn new(client: Client, reads_nodes: bool, triggers: Triggers) -> Self {
+    pub(super) fn new(client: Client, reads_nodes: bool, triggers: Triggers, labelled: reflector::Store<Pod>) -> Self {
         let nodes = reads_nodes.then(|| Arc::new(Nodes::new(client.clone())));
-        Self { nodes, client, triggers, watched: Arc::default() }
+        Self { nodes, client, triggers, labelled, watched: Arc::default() }
     }
 
     /// What became of a pod; from now on its changes trigger the follower. Absence is believed only from a quorum,
@@ -214,20 +221,53 @@ impl Pods {
     fn sighting(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> Sighting {
         let key = (namespace.to_owned(), holder.name.clone(), holder.uid.clone());
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = watched.entry(key.clone()).or_insert_with(|| Watched {
-            sighting: Sighting::default(),
-            followers: Vec::new(),
-            task: tokio::spawn(self.clone().watch(key.clone())).abort_handle(),
-            holding: None,
-        });
+        let entry = watched.entry(key.clone()).or_insert_with(|| self.begin(&key));
         // A watch never ends by itself; one that has died is begun again.
-        if entry.task.is_finished() {
-            entry.task = tokio::spawn(self.clone().watch(key)).abort_handle();
+        if entry.task.as_ref().is_some_and(AbortHandle::is_finished) {
+            entry.task = Some(self.watch_alone(&key));
         }
         if !entry.followers.contains(&follower) {
             entry.followers.push(follower);
         }
         entry.sighting.clone()
+    }
+
+    fn begin(&self, key: &Key) -> Watched {
+        let labelled = self.labelled.get(&ObjectRef::new(&key.1).within(&key.0));
+        let last = labelled.filter(|pod| pod.metadata.uid.as_ref() == Some(&key.2));
+        let task = last.is_none().then(|| self.watch_alone(key));
+        let sighting = Sighting { listed: last.is_some(), last, absent_since: None };
+        Watched { sighting, followers: Vec::new(), task, holding: None }
+    }
+
+    fn watch_alone(&self, key: &Key) -> AbortHandle {
+        tokio::spawn(self.clone().watch(key.clone())).abort_handle()
+    }
+
+    /// What the watch of all labelled pods tells. One that goes from it is gone, or has lost its label: it is watched
+    /// alone from then on, which shows which of the two.
+    pub(super) fn labelled_changed(&self, event: &Event<Pod>) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) => {
+                let key = (pod.namespace().unwrap_or_default(), pod.name_any(), pod.uid().unwrap_or_default());
+                let Some(entry) = watched.get_mut(&key).filter(|entry| entry.task.is_none()) else { return };
+                entry.sighting.last = Some(Arc::new(pod.clone()));
+                if matches!(event, Event::Delete(_)) {
+                    entry.task = Some(self.watch_alone(&key));
+                }
+                self.tell(&entry.followers);
+            }
+            Event::InitDone => {
+                for (key, entry) in watched.iter_mut().filter(|(_, entry)| entry.task.is_none()) {
+                    let now = self.labelled.get(&ObjectRef::new(&key.1).within(&key.0));
+                    if now.is_none_or(|pod| pod.metadata.uid.as_ref() != Some(&key.2)) {
+                        entry.task = Some(self.watch_alone(key));
+                    }
+                }
+            }
+            Event::Init => {}
+        }
     }
 
     /// The follower wants no pod any more.

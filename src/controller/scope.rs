@@ -70,8 +70,12 @@ impl Scope {
         Ok(objects)
     }
 
-    /// Follows all objects of a kind, as one stream that lists and then tells changes.
-    pub(super) fn watch<K>(&self, client: &Client) -> BoxStream<'static, watcher::Result<Event<K>>>
+    /// Follows all objects of a kind that `config` selects, as one stream that lists and then tells changes.
+    pub(super) fn watch<K>(
+        &self,
+        client: &Client,
+        config: &watcher::Config,
+    ) -> BoxStream<'static, watcher::Result<Event<K>>>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -84,11 +88,11 @@ impl Scope {
         if *self == Self::All
             && let Some((_, api)) = apis.pop()
         {
-            return watcher(api, watcher::Config::default()).boxed();
+            return watcher(api, config.clone()).boxed();
         }
         let mut merged = Merged::new(apis.iter().map(|(name, _)| name.clone()));
         let parts = apis.into_iter().map(|(name, api)| {
-            let events = watcher(api, watcher::Config::default()).backoff(watch_backoff());
+            let events = watcher(api, config.clone()).backoff(watch_backoff());
             events.map(move |event| (name.clone(), event)).boxed()
         });
         let events = stream::select_all(parts).flat_map(move |(namespace, event)| {

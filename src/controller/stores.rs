@@ -47,6 +47,13 @@ pub(super) enum Whose {
     Nobodys,
 }
 
+impl Whose {
+    /// Whether another controller serves it.
+    pub(super) fn is_theirs(&self) -> bool {
+        matches!(self, Self::Theirs)
+    }
+}
+
 impl StoreState {
     /// Not open yet, but soon: nothing says that it can't be reached.
     pub(super) fn is_starting(&self) -> bool {

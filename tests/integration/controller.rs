@@ -6,6 +6,7 @@ mod deletion;
 pub(crate) mod elections;
 pub(crate) mod fixture;
 mod force_release;
+mod gated;
 mod incarnations;
 mod locks;
 mod pods;

@@ -71,6 +71,29 @@ impl PodActor {
         self.report(name, serving(1, true)).await
     }
 
+    /// A pod that waits for locks: the lock of its label, behind these gates.
+    pub(crate) async fn gated(&self, name: &str, lock: &str, gates: &[&str], annotations: Value) -> Pod {
+        let gates: Vec<Value> = gates.iter().map(|name| json!({ "name": name })).collect();
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": {"leasehold.dev/lock": lock}, "annotations": annotations},
+            "spec": {
+                "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0, "restartPolicy": "Never",
+                "schedulingGates": gates, "containers": [{"name": "main", "image": "none"}],
+            },
+        });
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        self.api.create(&PostParams::default(), &pod).await.expect("the pod is accepted")
+    }
+
+    /// What the scheduler and the kubelet do: it is bound to a node and runs there.
+    pub(crate) async fn start(&self, name: &str, node: &str) -> Pod {
+        let binding = json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": node}});
+        let params = PostParams::default();
+        self.api.create_subresource::<Value, Value>("binding", name, &params, &binding).await.expect("it is bound");
+        self.report(name, json!({"phase": "Running", "containerStatuses": [container(&json!({"running": {}}))]})).await
+    }
+
     /// What a kubelet does: reports a status.
     pub(crate) async fn report(&self, name: &str, status: Value) -> Pod {
         let patch = Patch::Merge(json!({"status": status}));

@@ -40,7 +40,8 @@ use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
 pub(super) use arrivals::{Arrivals, Standing};
-use plan::{Facts, SOON, Stage, Step, Store};
+use plan::{Facts, SOON, Step, Store};
+pub(super) use plan::{Stage, holder_id, is_of_gated_pod, name_for_pod, stage};
 use walk::Next;
 
 /// A claim is looked at so often even if nothing seems to happen.

@@ -22,7 +22,7 @@ const ELECTED: &str = "the lock elects its holders among pods; no claim can hold
 
 /// How far a claim has come, as its status says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(in crate::controller) enum Stage {
     /// In the queue, or before it.
     Waiting,
     /// Redis has granted, etcd knows, nobody is told.
@@ -36,7 +36,7 @@ pub(super) enum Stage {
 }
 
 /// Reads the stage from the conditions.
-pub(super) fn stage(claim: &LockClaim) -> Stage {
+pub(in crate::controller) fn stage(claim: &LockClaim) -> Stage {
     let Some(status) = &claim.status else {
         return Stage::Waiting;
     };
@@ -57,7 +57,7 @@ pub(super) fn attempt(claim: &LockClaim) -> i32 {
 }
 
 /// The id of an attempt: a restart finds its own.
-pub(super) fn holder_id(claim: &LockClaim) -> Option<HolderId> {
+pub(in crate::controller) fn holder_id(claim: &LockClaim) -> Option<HolderId> {
     let recorded = claim.status.as_ref().and_then(|status| status.holder_id.clone());
     let id = recorded.unwrap_or_else(|| format!("{}.{}", claim.uid().unwrap_or_default(), attempt(claim)));
     HolderId::new(id).ok()
@@ -125,6 +125,8 @@ pub(super) enum Step {
     Contend,
     /// Make the grant one that time doesn't take, then tell.
     Pin,
+    /// Write the gated pod, so that no older write lets it go by this hold.
+    Withhold,
     /// Let it go in etcd, for this reason.
     Release(&'static str, String),
     /// Let it go in Redis, then finish or vanish.
@@ -193,6 +195,9 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
     let told = |note| {
         if stage(claim) == Stage::Granted { Step::Pin } else { Step::Keep(left, note) }
     };
+    if let Some(Fate::Gated { withdrawn }) = &facts.pod {
+        return gated(claim, facts, withdrawn.as_deref(), deleting, over).unwrap_or_else(|| told(None));
+    }
     if let Some(forced) = &facts.forced {
         return Step::Release(reasons::FORCE_RELEASED, forced.clone());
     }
@@ -217,6 +222,30 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
     }
 }
 
+/// The pod has not been let go, and holds nothing once it surely won't be by this hold: it is written first.
+fn gated(claim: &LockClaim, facts: &Facts, withdrawn: Option<&str>, deleting: bool, over: bool) -> Option<Step> {
+    let (reason, message) = match &facts.forced {
+        Some(forced) => (reasons::FORCE_RELEASED, forced.clone()),
+        None if deleting => (reasons::RELEASED, "the claim was deleted before its pod was let go".to_owned()),
+        None if over => (reasons::MAX_HOLD_EXCEEDED, "it has held for maxHoldSeconds".to_owned()),
+        None => return None,
+    };
+    let id = holder_id(claim)?;
+    Some(if withdrawn == Some(id.as_str()) { Step::Release(reason, message) } else { Step::Withhold })
+}
+
+/// Whether the controller has made this claim for a gated pod.
+pub(in crate::controller) fn is_of_gated_pod(claim: &LockClaim) -> bool {
+    let Some(holder) = &claim.spec.holder_ref else { return false };
+    let owned = claim.owner_references().iter().any(|owner| owner.kind == "Pod" && owner.uid == holder.uid);
+    owned && claim.name_any() == name_for_pod(&holder.uid)
+}
+
+/// How the claim of a gated pod is called.
+pub(in crate::controller) fn name_for_pod(uid: &str) -> String {
+    format!("pod-{uid}")
+}
+
 impl Facts {
     /// Nobody can tell whether the pod still runs, and the lock's policy is to take its hold then.
     fn is_taken(&self) -> bool {
@@ -228,7 +257,7 @@ fn unreachable(fate: &Fate, reach: Reach) -> String {
     let (pod, node) = match fate {
         Fate::Vanished { node, .. } => ("the pod is gone, and its node", node.as_deref()),
         Fate::Alive { node } => ("the pod can't be asked: its node", node.as_deref()),
-        Fate::Unknown | Fate::Ended(_) => ("its node", None),
+        Fate::Unknown | Fate::Gated { .. } | Fate::Ended(_) => ("its node", None),
     };
     let node = node.map(|name| format!(" {name}")).unwrap_or_default();
     format!("{pod}{node} {}", reach.unreachable().unwrap_or_default())
@@ -272,7 +301,7 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
             return Step::Finish(reasons::HOLDER_ENDED, "there is no pod of this name and UID".into());
         }
         Some(Fate::Unknown) => return Step::Rest(None),
-        Some(Fate::Alive { .. }) | None => {}
+        Some(Fate::Alive { .. } | Fate::Gated { .. }) | None => {}
     }
     let name = claim.lock_names();
     let at_once = claim.wait_timeout() == Some(Duration::ZERO);
@@ -468,5 +497,20 @@ mod tests {
         assert_eq!(plan(&done, &facts(None)), Step::Rest(Some(Duration::from_secs(10))));
         done.spec.ttl_seconds_after_finished = Some(50);
         assert_eq!(plan(&done, &facts(None)), Step::Delete);
+    }
+
+    #[test]
+    fn the_hold_of_a_gated_pod_goes_only_after_the_pod_was_written() {
+        let gated = |withdrawn: Option<&str>| Some(Fate::Gated { withdrawn: withdrawn.map(str::to_owned) });
+        let mut told = claim(true, TOLD);
+        told.metadata.uid = Some("c".into());
+        assert_eq!(plan(&told, &facts(gated(None))), Step::Keep(None, None));
+        let told = deleted(told);
+        for other in [None, Some("c.2")] {
+            assert_eq!(plan(&told, &facts(gated(other))), Step::Withhold);
+        }
+        assert!(matches!(plan(&told, &facts(gated(Some("c.1")))), Step::Release(reasons::RELEASED, _)));
+        let forced = Facts { forced: Some("taken by ann".into()), ..facts(gated(None)) };
+        assert_eq!(plan(&told, &forced), Step::Withhold);
     }
 }

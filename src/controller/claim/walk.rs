@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::info;
 
-use super::super::fate::Fate;
+use super::super::fate::{Fate, is_gated};
 use super::super::renewals::Kept;
 use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
 use super::super::{Error, lock_ref};
@@ -16,6 +16,7 @@ use super::arrivals::Standing;
 use super::plan::{self, SOON, Step};
 use super::{Look, request};
 use crate::api::condition::{self, reasons, types};
+use crate::api::gated::WITHDRAWN;
 use crate::api::{ClaimedLock, FINALIZER, LOCK_LABEL, LockClaim, LockClaimStatus, time};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{Acquired, Grant, Renewed};
@@ -43,6 +44,7 @@ impl Look {
             }
             Step::Contend => self.contend().await,
             Step::Pin => self.pin().await,
+            Step::Withhold => self.withhold().await,
             Step::Release(reason, message) => self.release(reason, &message).await,
             Step::Free => self.free().await,
             Step::Finish(reason, message) => {
@@ -224,8 +226,10 @@ impl Look {
         if let Some(lock) = &self.lock {
             self.ctx.stores.note_told(lock.store_name());
         }
-        let note = format!("holds {} with token {}", self.key.name(), grant.token);
-        self.ctx.events.normal(&*self.claim, "Acquired", "Grant", note).await;
+        if !plan::is_of_gated_pod(&self.claim) {
+            let note = format!("holds {} with token {}", self.key.name(), grant.token);
+            self.ctx.events.normal(&*self.claim, "Acquired", "Grant", note).await;
+        }
         Ok(next)
     }
 
@@ -258,7 +262,9 @@ impl Look {
                 }
             })
             .await?;
-        self.ctx.events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
+        if !plan::is_of_gated_pod(&self.claim) {
+            self.ctx.events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
+        }
         Ok(next)
     }
 
@@ -276,6 +282,9 @@ impl Look {
         self.ctx.renewals.forget(&self.id);
         if self.claim.metadata.deletion_timestamp.is_some() {
             return self.let_go().await;
+        }
+        if plan::is_of_gated_pod(&self.claim) && matches!(self.facts.pod, Some(Fate::Ended(_))) {
+            return self.vanish().await;
         }
         let conditions = self.claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         let message = condition::get(conditions, types::HELD).map(|held| held.message.as_str()).unwrap_or_default();
@@ -298,7 +307,9 @@ impl Look {
     /// Ends without ever having held.
     async fn finish(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
         let next = self.end(reason, message).await?;
-        self.ctx.events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
+        if !plan::is_of_gated_pod(&self.claim) {
+            self.ctx.events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
+        }
         Ok(next)
     }
 
@@ -324,11 +335,29 @@ impl Look {
         Ok(Next::Rest(None))
     }
 
+    /// Nobody looks at the claim of a gated pod that has ended: it goes at once. A crash between the two leaves one that is
+    /// freed again.
+    async fn vanish(&self) -> Result<Next, Error> {
+        self.ctx.forget_claim(&self.me);
+        let written = set_finalizer(Failpoint::ClaimLetGo, &self.api(), &*self.claim, false).await?;
+        delete(&self.api(), &written).await?;
+        Ok(Next::Rest(None))
+    }
+
+    /// From this write on, one that was decided before conflicts, and one that is decided after it sees the annotation.
+    async fn withhold(&self) -> Result<Next, Error> {
+        let Some(holder) = &self.claim.spec.holder_ref else { return Ok(Next::Rest(None)) };
+        let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), self.key.namespace());
+        let pod = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
+        if let Some(pod) = pod.filter(is_gated) {
+            let annotations = json!({ "annotations": { (WITHDRAWN): self.id.as_str() } });
+            patch_metadata(Failpoint::GatedWithdraw, &pods, &pod, annotations).await?;
+        }
+        Ok(Next::Rest(Some(SOON)))
+    }
+
     async fn delete(&self) -> Result<Next, Error> {
-        let (uid, resource_version) = (self.claim.uid(), self.claim.resource_version());
-        let preconditions = Some(Preconditions { uid, resource_version });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        around(Failpoint::ClaimDelete, self.api().delete(&self.claim.name_any(), &params)).await?;
+        delete(&self.api(), &self.claim).await?;
         Ok(Next::Rest(None))
     }
 
@@ -352,4 +381,12 @@ impl Look {
         self.write(point, |status| self.held(status, true, reasons::MAX_HOLD_EXCEEDED, &message)).await?;
         Ok(Next::Rest(Some(Duration::from_secs(10))))
     }
+}
+
+/// Deletes a claim that is as it was read.
+async fn delete(api: &Api<LockClaim>, claim: &LockClaim) -> kube::Result<()> {
+    let (uid, resource_version) = (claim.uid(), claim.resource_version());
+    let preconditions = Some(Preconditions { uid, resource_version });
+    let params = DeleteParams { preconditions, ..DeleteParams::default() };
+    around(Failpoint::ClaimDelete, api.delete(&claim.name_any(), &params)).await.map(drop)
 }

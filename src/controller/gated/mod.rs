@@ -1,0 +1,238 @@
+//! The loop of pods that wait for locks: they have the label, and the scheduling gate, `leasehold.dev/lock`.
+//!
+//! # Sequence
+//! 1. Once ours is the only gate left, a claim `pod-<uid>` is made for the pod, and owned by it.
+//! 2. The claim takes its walk, to `Held=True` in etcd.
+//! 3. The pod is written once: its tokens come and the gate goes. The write carries UID and `resourceVersion`, so that it
+//!    reaches this pod alone, as it was seen: with this gate, this list and no other gate.
+//! 4. The claim holds while the pod lives, and is deleted when it has ended.
+//!
+//! A crash after 1 or 2: the claim is found by its name. After 3: the pod runs, and its claim holds. Neither ever holds for
+//! less time than the pod runs: the pod is let go after etcd has the hold, and a hold of a pod that wasn't let go is given
+//! back only after the pod was written (`leasehold.dev/withdrawn`), so that whoever decided step 3 before conflicts.
+//!
+//! Only pods with the label are watched. One that has none of our gates, and no token, runs without its lock: nobody has
+//! added the gate, and all that is left is to say so.
+
+mod plan;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Resource, ResourceExt};
+use serde_json::{Value, json};
+use tracing::debug;
+
+use super::claim::is_of_gated_pod;
+use super::writes::{FIELD_MANAGER, api_of, is_conflict, is_not_found};
+use super::{Context, Error, SOON};
+use crate::api::condition::{reasons, types};
+use crate::api::{FINALIZER, LOCK_LABEL, LockClaim, LockClaimSpec};
+use crate::failpoint::{Failpoint, around};
+use plan::{Said, Step};
+
+/// What this process remembers of the pods.
+#[derive(Default)]
+pub(super) struct Gated {
+    /// Since when each has been seen to hold without having started.
+    stalled: Mutex<HashMap<String, Instant>>,
+    /// Those of which it was said that they run without their lock.
+    ungated: Mutex<HashSet<String>>,
+}
+
+impl Gated {
+    fn stalled_since(&self, pod: &Pod, uid: &str) -> Option<Instant> {
+        let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if plan::is_stalled(pod) {
+            Some(*stalled.entry(uid.to_owned()).or_insert_with(Instant::now))
+        } else {
+            stalled.remove(uid);
+            None
+        }
+    }
+
+    fn is_news(&self, uid: &str) -> bool {
+        self.ungated.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned())
+    }
+
+    /// A pod is gone.
+    pub(super) fn forget(&self, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.ungated.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+/// Leaves of a pod what is looked at, since thousands are kept in memory.
+pub(super) fn slim(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    if let Some(spec) = pod.spec.take() {
+        let named = |container: Container| Container { name: container.name, ..Container::default() };
+        pod.spec = Some(PodSpec {
+            containers: spec.containers.into_iter().map(named).collect(),
+            scheduling_gates: spec.scheduling_gates,
+            node_name: spec.node_name,
+            restart_policy: spec.restart_policy,
+            termination_grace_period_seconds: spec.termination_grace_period_seconds,
+            ..PodSpec::default()
+        });
+    }
+}
+
+/// The pod whose claim this is.
+pub(super) fn pod_of(claim: &LockClaim) -> Option<ObjectRef<Pod>> {
+    let holder = claim.spec.holder_ref.as_ref().filter(|_| is_of_gated_pod(claim))?;
+    Some(ObjectRef::new(&holder.name).within(&claim.namespace()?))
+}
+
+/// One look at a pod.
+pub(super) async fn reconcile(pod: Arc<Pod>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let _timer = ctx.metrics.reconcile("Pod");
+    let claim = ctx.claims.get(&ObjectRef::new(&plan::claim_name(&pod)).within(&pod.namespace().unwrap_or_default()));
+    let uid = pod.uid().unwrap_or_default();
+    let stalled = ctx.gated.stalled_since(&pod, &uid).map(|since| since.elapsed()).unwrap_or_default();
+    let step = plan::plan(&pod, claim.as_deref(), stalled);
+    debug!(pod = %ObjectRef::from_obj(&*pod), ?step, "decided");
+    let look = Look { ctx: &ctx, pods: api_of(&ctx.client, &*pod), pod: &pod, claim: claim.as_deref() };
+    match look.apply(step).await {
+        Ok(action) => Ok(action),
+        // Somebody has written it since, so that it is seen again at once; the requeue is a net.
+        Err(Error::Kube(error)) if is_conflict(&error) => Ok(Action::requeue(SOON)),
+        Err(Error::Kube(error)) if is_not_found(&error) => Ok(Action::await_change()),
+        Err(error) => Err(error),
+    }
+}
+
+struct Look<'a> {
+    ctx: &'a Context,
+    pods: Api<Pod>,
+    pod: &'a Pod,
+    claim: Option<&'a LockClaim>,
+}
+
+impl Look<'_> {
+    async fn apply(&self, step: Step) -> Result<Action, Error> {
+        match step {
+            Step::Rest(wait) => return Ok(wait.map_or_else(Action::await_change, Action::requeue)),
+            Step::Claim(spec) => self.claim(*spec).await?,
+            Step::Drop => self.drop_claim().await?,
+            Step::LetGo(tokens) => self.let_go(&tokens).await?,
+            Step::Fail(reason, message) => self.fail(reason, &message).await?,
+            Step::Say(said) => self.say(&said).await?,
+            Step::Delete(message) => self.delete(message).await?,
+            Step::SayUngated if self.ctx.gated.is_news(&self.pod.uid().unwrap_or_default()) => {
+                self.ctx.metrics.pods_ungated.inc();
+                let note = "it has the label leasehold.dev/lock and no gate of this name: it runs without its lock. Install \
+                            the chart's policies, or write the gate into its template";
+                self.ctx.events.warning(self.pod, reasons::UNGATED, "Gate", note.to_owned()).await;
+            }
+            Step::SayUngated => {}
+        }
+        Ok(Action::await_change())
+    }
+
+    /// Whether another controller serves the first of these locks.
+    async fn is_theirs(&self, spec: &LockClaimSpec) -> Result<bool, Error> {
+        let (namespace, first) = (self.pod.namespace().unwrap_or_default(), spec.locks.first());
+        let Some(lock) = first.and_then(|asked| self.ctx.locks.get(&ObjectRef::new(&asked.name).within(&namespace)))
+        else {
+            return Ok(false);
+        };
+        Ok(self.ctx.whose_store(lock.store_name()).await?.is_theirs())
+    }
+
+    async fn claim(&self, spec: LockClaimSpec) -> Result<(), Error> {
+        if self.is_theirs(&spec).await? {
+            return Ok(());
+        }
+        let labels = spec.locks.iter().map(|lock| (format!("{LOCK_LABEL}{}", lock.name), String::new())).collect();
+        let mut claim = LockClaim::new(&plan::claim_name(self.pod), spec);
+        claim.metadata.labels = Some(labels);
+        claim.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+        claim.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: Pod::api_version(&()).into_owned(),
+            kind: Pod::kind(&()).into_owned(),
+            name: self.pod.name_any(),
+            uid: self.pod.uid().unwrap_or_default(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]);
+        let api: Api<LockClaim> = Api::namespaced(self.ctx.client.clone(), &self.pod.namespace().unwrap_or_default());
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        around(Failpoint::GatedClaim, api.create(&params, &claim)).await?;
+        Ok(())
+    }
+
+    async fn drop_claim(&self) -> Result<(), Error> {
+        let Some(claim) = self.claim else { return Ok(()) };
+        let (uid, resource_version) = (claim.uid(), claim.resource_version());
+        let preconditions = Some(Preconditions { uid, resource_version });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        let api: Api<LockClaim> = api_of(&self.ctx.client, claim);
+        around(Failpoint::GatedDrop, api.delete(&claim.name_any(), &params)).await?;
+        Ok(())
+    }
+
+    /// What every write of the pod begins with.
+    fn as_seen(&self) -> Value {
+        json!({ "uid": self.pod.uid(), "resourceVersion": self.pod.resource_version() })
+    }
+
+    async fn let_go(&self, tokens: &[(String, String)]) -> Result<(), Error> {
+        let mut metadata = self.as_seen();
+        metadata["annotations"] = tokens.iter().cloned().map(|(key, token)| (key, json!(token))).collect();
+        let patch = Patch::Merge(json!({ "metadata": metadata, "spec": { "schedulingGates": null } }));
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        around(Failpoint::GatedLetGo, self.pods.patch(&self.pod.name_any(), &params, &patch)).await?;
+        let names = self.claim.map(LockClaim::lock_names).unwrap_or_default();
+        let token = tokens.first().map(|(_, token)| token.as_str()).unwrap_or_default();
+        self.ctx.events.normal(self.pod, "LockAcquired", "Grant", format!("holds {names} with token {token}")).await;
+        Ok(())
+    }
+
+    async fn fail(&self, reason: &str, message: &str) -> Result<(), Error> {
+        let mut status = json!({ "phase": "Failed", "reason": types::LOCK_NOT_ACQUIRED, "message": message });
+        status["conditions"] = json!([condition(types::LOCK_NOT_ACQUIRED, "True", reason, message)]);
+        self.write_status(Failpoint::GatedFail, status).await?;
+        self.ctx.events.warning(self.pod, types::LOCK_NOT_ACQUIRED, "Fail", message.to_owned()).await;
+        Ok(())
+    }
+
+    async fn say(&self, said: &Said) -> Result<(), Error> {
+        let status = if said.holds { "True" } else { "False" };
+        let said_so = condition(types::LOCK_HELD, status, said.reason, &said.message);
+        self.write_status(Failpoint::GatedCondition, json!({ "conditions": [said_so] })).await?;
+        if !said.is_normal() {
+            self.ctx.events.warning(self.pod, said.reason, "Gate", said.message.clone()).await;
+        }
+        Ok(())
+    }
+
+    async fn write_status(&self, point: Failpoint, status: Value) -> Result<(), Error> {
+        let patch = Patch::Strategic(json!({ "metadata": self.as_seen(), "status": status }));
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        around(point, self.pods.patch_status(&self.pod.name_any(), &params, &patch)).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, message: String) -> Result<(), Error> {
+        let (uid, resource_version) = (self.pod.uid(), self.pod.resource_version());
+        let preconditions = Some(Preconditions { uid, resource_version });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        around(Failpoint::GatedDelete, self.pods.delete(&self.pod.name_any(), &params)).await?;
+        self.ctx.events.warning(self.pod, reasons::HOLDER_NOT_STARTED, "Delete", message).await;
+        Ok(())
+    }
+}
+
+fn condition(type_: &str, status: &str, reason: &str, message: &str) -> Value {
+    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    json!({ "type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": now })
+}
