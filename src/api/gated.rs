@@ -1,5 +1,7 @@
 //! How a pod says that it waits for locks: the names, and the grammar of the annotation.
 
+use k8s_openapi::api::core::v1::Pod;
+
 use super::{LockMode, LockRequest};
 
 /// The label of a pod that waits for a lock, and the name of its scheduling gate. The label's value is the lock.
@@ -44,6 +46,12 @@ pub fn locks(label: &str, annotation: Option<&str>) -> Result<Vec<LockRequest>, 
         return Err(format!("{LOCKS} is the whole list, so that {label}, the lock of the label {LOCK}, must be in it"));
     }
     Ok(requests)
+}
+
+/// Whether our gate keeps it from being scheduled.
+pub fn is_gated(pod: &Pod) -> bool {
+    let gates = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_deref()).unwrap_or_default();
+    gates.iter().any(|gate| gate.name == LOCK)
 }
 
 fn request(text: &str) -> Result<LockRequest, String> {

@@ -20,7 +20,9 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::connect::{ConnectArgs, InstallArgs, block_on};
+use crate::api::gated::{LOCK, is_gated};
 use crate::api::{DistributedLock, FINALIZER, LockClaim, LockStore};
+use crate::controller::Scope;
 
 /// How often is looked, and tried.
 const EVERY: Duration = Duration::from_millis(500);
@@ -58,14 +60,15 @@ async fn release(args: ReleaseFinalizersArgs) -> anyhow::Result<()> {
         let limit = Duration::from_secs(args.timeout.into());
         end_controller(&client, &namespace, name, limit).await?;
     }
+    let all = ListParams::default();
     let mut stores =
         Api::<LockStore>::all(client.clone()).list(&ListParams::default()).await.context("LockStores")?.items;
     stores.retain(|store| store.spec.controller_name == controller_name);
     let ours: BTreeSet<String> = stores.iter().map(ResourceExt::name_any).collect();
-    let locks = scope.list::<DistributedLock>(&client).await.context("DistributedLocks")?;
+    let locks = scope.list::<DistributedLock>(&client, &all).await.context("DistributedLocks")?;
     let (locks, theirs): (Vec<_>, Vec<_>) = locks.into_iter().partition(|lock| ours.contains(lock.store_name()));
     let theirs: BTreeSet<_> = theirs.iter().map(|lock| (lock.namespace(), lock.name_any())).collect();
-    let mut claims = scope.list::<LockClaim>(&client).await.context("LockClaims")?;
+    let mut claims = scope.list::<LockClaim>(&client, &all).await.context("LockClaims")?;
     claims.retain(|claim| {
         let of_others = |name: &str| theirs.contains(&(claim.namespace(), name.to_owned()));
         !claim.spec.locks.iter().any(|asked| of_others(&asked.name))
@@ -79,6 +82,22 @@ async fn release(args: ReleaseFinalizersArgs) -> anyhow::Result<()> {
         println!("{count} {what} can be deleted without a controller");
     }
     println!("They and what is in Redis stay: a controller that is installed again goes on from there.");
+    name_gated(&scope, &client).await
+}
+
+/// Nobody lets them go any more.
+async fn name_gated(scope: &Scope, client: &Client) -> anyhow::Result<()> {
+    let mut pods = scope.list::<Pod>(client, &ListParams::default().labels(LOCK)).await.context("Pods")?;
+    pods.retain(is_gated);
+    for pod in &pods {
+        println!("{}/{} still waits for a lock", pod.namespace().unwrap_or_default(), pod.name_any());
+    }
+    if !pods.is_empty() {
+        println!(
+            "Nobody lets these {} pods go until a controller is installed again: delete them otherwise.",
+            pods.len()
+        );
+    }
     Ok(())
 }
 

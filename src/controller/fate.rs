@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::nodes::Reach;
-use crate::api::gated::{LOCK, WITHDRAWN};
+use crate::api::gated::{WITHDRAWN, is_gated};
 
 /// After its grace period, a pod that is gone without evidence is believed to have ended so long later, where its
 /// node is Ready: the kubelet has had the time to stop it.
@@ -55,6 +55,10 @@ pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>, reach: Rea
     }
     let node = last.and_then(|pod| pod.spec.as_ref()).and_then(|spec| spec.node_name.clone());
     match (last, absent_for) {
+        // The API server binds no pod that is being deleted.
+        (Some(pod), None) if node.is_none() && pod.metadata.deletion_timestamp.is_some() => {
+            Fate::Ended("it is being deleted and was never bound to a node")
+        }
         (Some(pod), None) if node.is_none() && is_gated(pod) => {
             Fate::Gated { withdrawn: pod.annotations().get(WITHDRAWN).cloned() }
         }
@@ -63,12 +67,6 @@ pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>, reach: Rea
         (_, Some(absent)) => Fate::Vanished { settled_in: (grace(last) + SETTLE).saturating_sub(absent), node },
         (None, None) => Fate::Unknown,
     }
-}
-
-/// Whether our gate keeps it from being scheduled.
-pub(super) fn is_gated(pod: &Pod) -> bool {
-    let gates = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_deref()).unwrap_or_default();
-    gates.iter().any(|gate| gate.name == LOCK)
 }
 
 fn evidence(pod: &Pod) -> Option<&'static str> {
@@ -144,6 +142,11 @@ mod tests {
         let pending = pod("Always", "Pending", &[], None);
         assert_eq!(fate(&pending, None), Fate::Alive { node: None });
         assert!(matches!(fate(&pending, Some(0)), Fate::Ended(_)));
+        let mut leaving = pending;
+        leaving.metadata.deletion_timestamp = Some(crate::api::time::seconds(jiff::Timestamp::UNIX_EPOCH));
+        assert!(matches!(fate(&leaving, None), Fate::Ended(_)), "it will never be bound");
+        leaving.spec.as_mut().unwrap().node_name = Some("n".into());
+        assert!(matches!(fate(&leaving, None), Fate::Alive { .. }));
     }
 
     #[test]

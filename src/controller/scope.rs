@@ -54,18 +54,18 @@ impl Scope {
         check_kind(self.apis::<LockClaim>(client)).await
     }
 
-    /// All objects of a kind, from a quorum of etcd: no `resourceVersion` is asked for.
+    /// All objects of a kind that are selected, from a quorum of etcd: no `resourceVersion` is asked for.
     ///
     /// # Errors
     /// What the API server or the connection says. One namespace that can't be read fails the whole list, for what is
     /// held there would be taken for free.
-    pub async fn list<K>(&self, client: &Client) -> kube::Result<Vec<K>>
+    pub async fn list<K>(&self, client: &Client, selected: &ListParams) -> kube::Result<Vec<K>>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
     {
         let mut objects = Vec::new();
         for (_, api) in self.apis::<K>(client) {
-            objects.extend(api.list(&ListParams::default()).await?.items);
+            objects.extend(api.list(selected).await?.items);
         }
         Ok(objects)
     }

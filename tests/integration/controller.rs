@@ -6,7 +6,7 @@ mod deletion;
 pub(crate) mod elections;
 pub(crate) mod fixture;
 mod force_release;
-mod gated;
+pub(crate) mod gated;
 mod incarnations;
 mod locks;
 mod pods;

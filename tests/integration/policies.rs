@@ -1,7 +1,10 @@
 //! The admission policies of `charts/leasehold/policies`, on the real API server: who is let through, and who isn't.
 
+mod claims;
 mod election;
 mod force_release;
+mod gated;
+mod templates;
 
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
@@ -29,7 +32,7 @@ async fn apply(test: &TestNamespace, file: &str) {
 async fn the_policies_are_accepted_as_they_stand() {
     let test = TestNamespace::new().await;
     let accepted = test.kubectl(&format!("apply --dry-run=server -f {FOLDER}")).await.expect("they are accepted");
-    assert_eq!(accepted.lines().count(), 8, "four policies, each with its binding:\n{accepted}");
+    assert_eq!(accepted.lines().count(), 20, "ten policies, each with its binding:\n{accepted}");
 }
 
 /// Applies the policies on force-release, and waits until they are in force.

@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::info;
 
-use super::super::fate::{Fate, is_gated};
+use super::super::fate::Fate;
 use super::super::renewals::Kept;
 use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
 use super::super::{Error, lock_ref};
@@ -16,7 +16,7 @@ use super::arrivals::Standing;
 use super::plan::{self, SOON, Step};
 use super::{Look, request};
 use crate::api::condition::{self, reasons, types};
-use crate::api::gated::WITHDRAWN;
+use crate::api::gated::{WITHDRAWN, is_gated};
 use crate::api::{ClaimedLock, FINALIZER, LOCK_LABEL, LockClaim, LockClaimStatus, time};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{Acquired, Grant, Renewed};

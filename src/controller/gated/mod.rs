@@ -11,6 +11,10 @@
 //! less time than the pod runs: the pod is let go after etcd has the hold, and a hold of a pod that wasn't let go is given
 //! back only after the pod was written (`leasehold.dev/withdrawn`), so that whoever decided step 3 before conflicts.
 //!
+//! One that holds and doesn't start within its limit frees its lock: if it is not bound to a node its status becomes
+//! `Failed`, which is evidence for the claim, and it is deleted when the claim is gone; if it is bound, it is deleted, and
+//! its kubelet tells when it has ended.
+//!
 //! Only pods with the label are watched. One that has none of our gates, and no token, runs without its lock: nobody has
 //! added the gate, and all that is left is to say so.
 
@@ -34,6 +38,7 @@ use super::claim::is_of_gated_pod;
 use super::writes::{FIELD_MANAGER, api_of, is_conflict, is_not_found};
 use super::{Context, Error, SOON};
 use crate::api::condition::{reasons, types};
+use crate::api::gated::LOCK;
 use crate::api::{FINALIZER, LOCK_LABEL, LockClaim, LockClaimSpec};
 use crate::failpoint::{Failpoint, around};
 use plan::{Said, Step};
@@ -95,6 +100,9 @@ pub(super) fn pod_of(claim: &LockClaim) -> Option<ObjectRef<Pod>> {
 /// One look at a pod.
 pub(super) async fn reconcile(pod: Arc<Pod>, ctx: Arc<Context>) -> Result<Action, Error> {
     let _timer = ctx.metrics.reconcile("Pod");
+    if is_theirs(&pod, &ctx).await? {
+        return Ok(Action::await_change());
+    }
     let claim = ctx.claims.get(&ObjectRef::new(&plan::claim_name(&pod)).within(&pod.namespace().unwrap_or_default()));
     let uid = pod.uid().unwrap_or_default();
     let stalled = ctx.gated.stalled_since(&pod, &uid).map(|since| since.elapsed()).unwrap_or_default();
@@ -108,6 +116,14 @@ pub(super) async fn reconcile(pod: Arc<Pod>, ctx: Arc<Context>) -> Result<Action
         Err(Error::Kube(error)) if is_not_found(&error) => Ok(Action::await_change()),
         Err(error) => Err(error),
     }
+}
+
+/// Whether another controller serves the lock of its label. One that isn't known is anybody's: what is written then is the
+/// same, whoever writes it.
+async fn is_theirs(pod: &Pod, ctx: &Context) -> Result<bool, Error> {
+    let lock = pod.labels().get(LOCK).map(|name| ObjectRef::new(name).within(&pod.namespace().unwrap_or_default()));
+    let Some(lock) = lock.and_then(|lock| ctx.locks.get(&lock)) else { return Ok(false) };
+    Ok(ctx.whose_store(lock.store_name()).await?.is_theirs())
 }
 
 struct Look<'a> {
@@ -124,7 +140,7 @@ impl Look<'_> {
             Step::Claim(spec) => self.claim(*spec).await?,
             Step::Drop => self.drop_claim().await?,
             Step::LetGo(tokens) => self.let_go(&tokens).await?,
-            Step::Fail(reason, message) => self.fail(reason, &message).await?,
+            Step::Fail(now, reason, message) => self.fail(now, reason, &message).await?,
             Step::Say(said) => self.say(&said).await?,
             Step::Delete(message) => self.delete(message).await?,
             Step::SayUngated if self.ctx.gated.is_news(&self.pod.uid().unwrap_or_default()) => {
@@ -138,20 +154,7 @@ impl Look<'_> {
         Ok(Action::await_change())
     }
 
-    /// Whether another controller serves the first of these locks.
-    async fn is_theirs(&self, spec: &LockClaimSpec) -> Result<bool, Error> {
-        let (namespace, first) = (self.pod.namespace().unwrap_or_default(), spec.locks.first());
-        let Some(lock) = first.and_then(|asked| self.ctx.locks.get(&ObjectRef::new(&asked.name).within(&namespace)))
-        else {
-            return Ok(false);
-        };
-        Ok(self.ctx.whose_store(lock.store_name()).await?.is_theirs())
-    }
-
     async fn claim(&self, spec: LockClaimSpec) -> Result<(), Error> {
-        if self.is_theirs(&spec).await? {
-            return Ok(());
-        }
         let labels = spec.locks.iter().map(|lock| (format!("{LOCK_LABEL}{}", lock.name), String::new())).collect();
         let mut claim = LockClaim::new(&plan::claim_name(self.pod), spec);
         claim.metadata.labels = Some(labels);
@@ -197,11 +200,11 @@ impl Look<'_> {
         Ok(())
     }
 
-    async fn fail(&self, reason: &str, message: &str) -> Result<(), Error> {
-        let mut status = json!({ "phase": "Failed", "reason": types::LOCK_NOT_ACQUIRED, "message": message });
-        status["conditions"] = json!([condition(types::LOCK_NOT_ACQUIRED, "True", reason, message)]);
+    async fn fail(&self, now: &str, reason: &str, message: &str) -> Result<(), Error> {
+        let mut status = json!({ "phase": "Failed", "reason": now, "message": message });
+        status["conditions"] = json!([condition(now, "True", reason, message)]);
         self.write_status(Failpoint::GatedFail, status).await?;
-        self.ctx.events.warning(self.pod, types::LOCK_NOT_ACQUIRED, "Fail", message.to_owned()).await;
+        self.ctx.events.warning(self.pod, now, "Fail", message.to_owned()).await;
         Ok(())
     }
 
@@ -222,12 +225,14 @@ impl Look<'_> {
         Ok(())
     }
 
-    async fn delete(&self, message: String) -> Result<(), Error> {
+    async fn delete(&self, message: Option<String>) -> Result<(), Error> {
         let (uid, resource_version) = (self.pod.uid(), self.pod.resource_version());
         let preconditions = Some(Preconditions { uid, resource_version });
         let params = DeleteParams { preconditions, ..DeleteParams::default() };
         around(Failpoint::GatedDelete, self.pods.delete(&self.pod.name_any(), &params)).await?;
-        self.ctx.events.warning(self.pod, reasons::HOLDER_NOT_STARTED, "Delete", message).await;
+        if let Some(message) = message {
+            self.ctx.events.warning(self.pod, reasons::HOLDER_NOT_STARTED, "Delete", message).await;
+        }
         Ok(())
     }
 }

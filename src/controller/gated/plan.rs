@@ -6,10 +6,9 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use kube::ResourceExt;
 
 use super::super::claim::{Stage, holder_id, name_for_pod, stage};
-use super::super::fate::is_gated;
 use crate::api::condition::{self, reasons, types};
 use crate::api::election::FENCING_TOKEN;
-use crate::api::gated::{self, LOCK, LOCKS, START_TIMEOUT, TOKEN_OF, WAIT_TIMEOUT, WITHDRAWN};
+use crate::api::gated::{self, LOCK, LOCKS, START_TIMEOUT, TOKEN_OF, WAIT_TIMEOUT, WITHDRAWN, is_gated};
 use crate::api::{HolderKind, HolderRef, LockClaim, LockClaimSpec, LockRequest};
 
 /// How long a pod that holds may take to start before it is said that it blocks others.
@@ -63,12 +62,12 @@ pub(super) enum Step {
     Drop,
     /// It holds: write the tokens and take the gate away.
     LetGo(Vec<(String, String)>),
-    /// It has waited for too long, for this reason.
-    Fail(&'static str, String),
+    /// It fails: what its status says, for which reason, and more words.
+    Fail(&'static str, &'static str, String),
     /// Write the condition.
     Say(Said),
-    /// It holds and doesn't start: delete it.
-    Delete(String),
+    /// It held, or holds, and didn't start: delete it, and say why if that wasn't said.
+    Delete(Option<String>),
     /// It runs, or will, without its lock: say so once.
     SayUngated,
 }
@@ -87,8 +86,7 @@ pub(super) fn plan(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> S
     });
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
-        let over = claim.is_some_and(|claim| stage(claim) == Stage::Finished && !is_leaving(claim));
-        return if over { Step::Drop } else { Step::Rest(None) };
+        return ended(pod, claim);
     }
     if is_gated(pod) {
         return gated(pod, claim);
@@ -97,6 +95,16 @@ pub(super) fn plan(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> S
         return let_go(pod, claim, stalled);
     }
     Step::SayUngated
+}
+
+fn ended(pod: &Pod, claim: Option<&LockClaim>) -> Step {
+    let not_started =
+        pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some(reasons::HOLDER_NOT_STARTED);
+    match claim {
+        Some(claim) if stage(claim) == Stage::Finished && !is_leaving(claim) => Step::Drop,
+        None if not_started && pod.metadata.deletion_timestamp.is_none() => Step::Delete(None),
+        _ => Step::Rest(None),
+    }
 }
 
 fn gated(pod: &Pod, claim: Option<&LockClaim>) -> Step {
@@ -200,7 +208,7 @@ fn finished(claim: &LockClaim) -> Step {
     ];
     match gave_up.into_iter().find(|known| *known == reason) {
         Some(reason) if reason != reasons::UNSATISFIABLE || claim.wait_timeout().is_some() => {
-            Step::Fail(reason, format!("{}: {message}", claim.lock_names()))
+            Step::Fail(types::LOCK_NOT_ACQUIRED, reason, format!("{}: {message}", claim.lock_names()))
         }
         // Raise the permits, or change the pod's list: then it is asked again.
         Some(_) => Step::Rest(None),
@@ -242,7 +250,12 @@ fn let_go(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> Step {
     let limit = seconds(pod, START_TIMEOUT).ok().flatten();
     let limit = limit.map(|limit| Duration::from_secs(u64::from(limit.unsigned_abs())));
     if let Some(limit) = limit.filter(|limit| stalled >= *limit) {
-        return Step::Delete(format!("it holds and has not started within {} s: {}", limit.as_secs(), why(pod)));
+        let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        let message = format!("it holds and has not started within {} s: {}", limit.as_secs(), why(pod));
+        // One that is bound ends by its kubelet. Of one that isn't, its end is told before it goes: whoever only finds it
+        // gone couldn't know that it has never run.
+        let (now, reason) = (reasons::HOLDER_NOT_STARTED, reasons::START_TIMEOUT);
+        return if bound { Step::Delete(Some(message)) } else { Step::Fail(now, reason, message) };
     }
     let rest = limit.map(|limit| limit.saturating_sub(stalled));
     if stalled < SLOW_START {
@@ -366,7 +379,7 @@ mod tests {
     fn one_that_waited_for_too_long_fails() {
         for reason in [reasons::WAIT_TIMEOUT, reasons::BUSY, reasons::LOCK_NOT_FOUND] {
             let step = step(&waiting(), Some(&claim(false, reason, true)));
-            assert_eq!(step, Step::Fail(reason, "a: why".into()));
+            assert_eq!(step, Step::Fail(types::LOCK_NOT_ACQUIRED, reason, "a: why".into()));
         }
     }
 
@@ -405,7 +418,16 @@ mod tests {
         assert_eq!((said.holds, said.reason), (true, reasons::HOLDER_NOT_STARTED));
         let impatient = running_with(json!({ (START_TIMEOUT): "10" }));
         assert_eq!(step(&impatient, Some(&told)), Step::Rest(Some(Duration::from_secs(10))));
-        assert!(matches!(plan(&impatient, Some(&told), Duration::from_secs(10)), Step::Delete(_)));
+        let late = Duration::from_secs(10);
+        assert!(matches!(plan(&impatient, Some(&told), late), Step::Fail(reasons::HOLDER_NOT_STARTED, ..)));
+        let mut failed = impatient.clone();
+        failed.status =
+            serde_json::from_value(json!({"phase": "Failed", "reason": reasons::HOLDER_NOT_STARTED})).unwrap();
+        assert_eq!(step(&failed, Some(&told)), Step::Rest(None), "its hold goes first");
+        assert_eq!(step(&failed, None), Step::Delete(None));
+        let mut bound = impatient.clone();
+        bound.spec.as_mut().unwrap().node_name = Some("n".into());
+        assert!(matches!(plan(&bound, Some(&told), late), Step::Delete(Some(_))));
         let mut started = impatient;
         let state = json!([{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}}]);
         started.status.as_mut().unwrap().container_statuses = serde_json::from_value(state).unwrap();

@@ -18,6 +18,7 @@
 use std::time::Duration;
 
 use kube::ResourceExt;
+use kube::api::ListParams;
 use tracing::info;
 
 use super::super::Context;
@@ -131,8 +132,8 @@ impl Opener<'_> {
     /// Puts back every lock of this store that was ever provisioned.
     async fn restore(&self, opening: &Opening) -> Result<Restored, Trouble> {
         let (scope, client) = (&self.ctx.settings.scope, &self.ctx.client);
-        let locks = scope.list::<DistributedLock>(client).await?;
-        let claims = scope.list::<LockClaim>(client).await?;
+        let locks = scope.list::<DistributedLock>(client, &ListParams::default()).await?;
+        let claims = scope.list::<LockClaim>(client, &ListParams::default()).await?;
         let mut restored = Vec::new();
         for lock in &locks {
             if lock.store_name() != self.name || !lock.is_provisioned() {

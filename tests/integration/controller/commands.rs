@@ -6,8 +6,10 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use leasehold::api::condition::types;
 use leasehold::api::{DistributedLock, FINALIZER, LockClaim, LockStore};
+use serde_json::json;
 
 use super::fixture::{Fixture, claim_condition, is_ready};
+use super::gated::GATE;
 use crate::support::{LIMIT, wait_for};
 
 /// Runs a command of the binary as the controller's user.
@@ -40,10 +42,11 @@ async fn a_check_that_fails_says_why_and_leaves_nothing() {
     assert!(f.test.api::<DistributedLock>().list(&ListParams::default()).await.unwrap().items.is_empty());
 }
 
-async fn release_finalizers(f: &Fixture) {
+async fn release_finalizers(f: &Fixture) -> String {
     let name = format!("test/{}", f.test.name());
     let done = run(f, &["release-finalizers", "--controller-name", &name]).await;
     assert!(done.status.success(), "{}", text(&done));
+    text(&done)
 }
 
 #[tokio::test]
@@ -53,8 +56,10 @@ async fn without_finalizers_everything_is_deleted_without_a_controller() {
     f.ready_lock("a", |_| {}).await;
     f.claim("c", "a", |_| {}).await;
     f.token_of("c").await;
+    f.pods().gated("waits", "a", &[GATE], json!({})).await;
     f.controller.stop();
-    release_finalizers(&f).await;
+    let told = release_finalizers(&f).await;
+    assert!(told.contains(&format!("{}/waits still waits for a lock", f.test.name())), "{told}");
     f.delete::<LockClaim>("c").await;
     f.delete::<DistributedLock>("a").await;
     f.test.gone::<LockClaim>("c", LIMIT).await;

@@ -7,10 +7,10 @@ use leasehold::api::condition::{reasons, types};
 use leasehold::api::{DistributedLock, LockClaim};
 use serde_json::{Value, json};
 
-use super::fixture::{Fixture, a_while, claim_condition};
+use super::fixture::{Fixture, Site, a_while, claim_condition};
 use crate::support::{LIMIT, wait_for};
 
-const GATE: &str = "leasehold.dev/lock";
+pub(crate) const GATE: &str = "leasehold.dev/lock";
 const TOKEN: &str = "leasehold.dev/fencing-token";
 
 fn gates(pod: &Pod) -> Vec<&str> {
@@ -22,36 +22,41 @@ fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == type_)
 }
 
-fn claim_of(pod: &Pod) -> String {
+pub(crate) fn claim_of(pod: &Pod) -> String {
     format!("pod-{}", pod.uid().expect("a UID"))
 }
 
 /// Waits until the pod has been let go, and returns its token.
-async fn let_go(f: &Fixture, name: &str) -> i64 {
+pub(crate) async fn let_go(f: &Site, name: &str) -> i64 {
     let pod = f.test.until::<Pod>(name, "is let go", LIMIT, |pod| gates(pod).is_empty()).await;
     let token = pod.annotations().get(TOKEN).expect("it has its token in the same write");
     token.parse().expect("a number")
 }
 
-async fn is_gated(f: &Fixture, name: &str) -> bool {
+async fn is_gated(f: &Site, name: &str) -> bool {
     let pod = f.pods().api().get(name).await.expect("it is there");
     gates(&pod).contains(&GATE) && !pod.annotations().contains_key(TOKEN)
 }
 
 /// Waits until the claim of a pod stands in the queue.
-async fn queues(f: &Fixture, pod: &Pod) {
+pub(crate) async fn queues(f: &Site, pod: &Pod) {
     let claim = claim_of(pod);
     wait_for("its claim is made", LIMIT, async || f.test.api::<LockClaim>().get_opt(&claim).await.ok().flatten()).await;
     f.claim_reason(&claim, types::HELD, reasons::WAITING).await;
 }
 
-async fn says(f: &Fixture, name: &str, reason: &str) -> PodCondition {
+pub(crate) async fn says(f: &Site, name: &str, reason: &str) -> PodCondition {
     let is = |pod: &Pod| condition(pod, types::LOCK_HELD).is_some_and(|said| said.reason.as_deref() == Some(reason));
     let pod = f.test.until::<Pod>(name, reason, LIMIT, is).await;
     condition(&pod, types::LOCK_HELD).expect("it says so").clone()
 }
 
-async fn merge(f: &Fixture, name: &str, patch: Value) {
+pub(crate) async fn fails(f: &Site, name: &str) -> Pod {
+    let failed = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Failed"));
+    f.test.until::<Pod>(name, "has failed", LIMIT, failed).await
+}
+
+pub(crate) async fn merge(f: &Site, name: &str, patch: Value) {
     f.pods().api().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.expect("patched");
 }
 
@@ -152,8 +157,7 @@ async fn one_that_waited_for_too_long_fails_and_a_podfailurepolicy_can_tell() {
     f.token_of("mine").await;
     for (name, limit, reason) in [("at-once", "0", reasons::BUSY), ("soon", "1", reasons::WAIT_TIMEOUT)] {
         f.pods().gated(name, "a", &[GATE], json!({"leasehold.dev/wait-timeout-seconds": limit})).await;
-        let failed = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Failed"));
-        let pod = f.test.until::<Pod>(name, "has failed", LIMIT, failed).await;
+        let pod = fails(&f, name).await;
         assert_eq!(pod.status.as_ref().unwrap().reason.as_deref(), Some(types::LOCK_NOT_ACQUIRED));
         let condition = condition(&pod, types::LOCK_NOT_ACQUIRED).expect("a condition");
         assert_eq!((condition.status.as_str(), condition.reason.as_deref()), ("True", Some(reason)));

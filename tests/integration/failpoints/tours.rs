@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_REASON};
+use leasehold::api::gated::{LOCKS, START_TIMEOUT, WAIT_TIMEOUT};
 use leasehold::api::{CONFIRM_ETCD_RESTORE, DistributedLock, LockClaim, LockStore};
 use leasehold::lease::{Acquired, HolderId, Mode, Request, Wait};
 use leasehold::store::{Control, Store};
@@ -16,6 +17,7 @@ use serde_json::json;
 use super::attendant::Attendant;
 use crate::controller::elections::{among, leaders};
 use crate::controller::fixture::{Site, claim_condition, holder, is_ready, lock_condition, options, request};
+use crate::controller::gated::{GATE, claim_of, fails, let_go, merge, queues, says};
 use crate::controller::recovery::library_with_a_clock_to_set;
 use crate::policies::apply_force_release;
 use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, eventually, serving, wait_for};
@@ -34,6 +36,7 @@ pub(super) enum Tour {
     Store,
     Lock,
     Claim,
+    Gated,
     Election,
     Force,
     Replica,
@@ -47,6 +50,7 @@ impl Tour {
             "store" => Tour::Store,
             "lock" => Tour::Lock,
             "claim" | "holds" => Tour::Claim,
+            "gated" => Tour::Gated,
             "election" => Tour::Election,
             "force" => Tour::Force,
             "replica" => Tour::Replica,
@@ -87,6 +91,7 @@ impl Tour {
             Tour::Store => store(site, attendant).await,
             Tour::Lock => lock(site, attendant).await,
             Tour::Claim => claim(site, attendant).await,
+            Tour::Gated => gated(site, attendant).await,
             Tour::Election => election(site, attendant).await,
             Tour::Force => force(site, attendant).await,
             Tour::Replica => replica(site, attendant).await,
@@ -246,6 +251,43 @@ async fn claim(site: &mut Site, attendant: &Attendant) {
     attendant.calm().await;
     remove_claim(site, "next").await;
     remove_lock(site, "a").await;
+}
+
+/// Pods wait by a gate: one holds, one gives up, one asks for another lock, one can't be read, and one doesn't start. A claim
+/// for one that still has another gate is taken back.
+async fn gated(site: &mut Site, attendant: &Attendant) {
+    for lock in ["a", "b", "c"] {
+        short_lock(site, lock).await;
+    }
+    site.pods().gated("one", "a", &[GATE], json!({})).await;
+    let first = let_go(site, "one").await;
+    site.pods().start("one", site.test.name()).await;
+    let hasty = site.pods().gated("hasty", "a", &[GATE], json!({ (WAIT_TIMEOUT): "0" })).await;
+    fails(site, "hasty").await;
+    site.test.gone::<LockClaim>(&claim_of(&hasty), LIMIT).await;
+    let moves = site.pods().gated("moves", "a", &[GATE], json!({})).await;
+    queues(site, &moves).await;
+    merge(site, "moves", json!({"metadata": {"labels": { GATE: "b" }}})).await;
+    let_go(site, "moves").await;
+    let apart = site.pods().gated("apart", "c", &["other", GATE], json!({})).await;
+    site.claim("by-hand", "c", |spec| spec.holder_ref = Some(holder(&apart))).await;
+    site.token_of("by-hand").await;
+    remove_claim(site, "by-hand").await;
+    site.lock_is("c", "is free", |lock| !lock_condition(lock, types::HELD)).await;
+    site.pods().gated("odd", "a", &[GATE], json!({ (LOCKS): "a=0", (START_TIMEOUT): "1" })).await;
+    says(site, "odd", reasons::INVALID_LOCKS).await;
+    merge(site, "odd", json!({"metadata": {"annotations": { (LOCKS): null }}})).await;
+    site.pods().report("one", json!({"phase": "Succeeded"})).await;
+    site.test.gone::<Pod>("odd", LIMIT).await;
+    site.lock_is("a", "was granted again", |lock| lock.status.as_ref().is_some_and(|s| s.fencing_token > Some(first)))
+        .await;
+    attendant.calm().await;
+    for pod in ["moves", "apart"] {
+        site.pods().delete_by_force(&site.pods().api().get(pod).await.expect("it is there")).await;
+    }
+    for lock in ["a", "c"] {
+        remove_lock(site, lock).await;
+    }
 }
 
 async fn finalizers_of_pod(site: &Site, finalizers: serde_json::Value) {

@@ -9,17 +9,25 @@ use kube::{Api, ResourceExt};
 use leasehold::api::LockClaim;
 use leasehold::api::condition::types;
 use leasehold::api::election::{LEADER, ROLE_LABEL};
+use leasehold::api::gated::{LOCK, is_gated};
 use serde::de::DeserializeOwned;
 
 use crate::controller::fixture::claim_condition;
 
-/// Returns when two pods lead at the same time, or two claims hold the same lock, which has one permit.
+/// Returns when two pods lead at the same time, or two pods or claims hold the same lock, which has one permit.
 pub(super) async fn never_two(pods: Api<Pod>, claims: Api<LockClaim>) -> String {
     let leads = |pod: &Pod| pod.labels().get(ROLE_LABEL).is_some_and(|role| role == LEADER).then(|| "lead".to_owned());
+    let runs = |pod: &Pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let lock =
+            pod.labels().get(LOCK).filter(|_| !is_gated(pod) && !matches!(phase, Some("Succeeded" | "Failed")))?;
+        Some(format!("hold {lock}"))
+    };
+    let does = |pod: &Pod| leads(pod).or_else(|| runs(pod));
     let holds =
         |claim: &LockClaim| claim_condition(claim, types::HELD).then(|| format!("hold {}", claim.spec.locks[0].name));
     tokio::select! {
-        why = never_two_of(pods, leads) => why,
+        why = never_two_of(pods, does) => why,
         why = never_two_of(claims, holds) => why,
     }
 }

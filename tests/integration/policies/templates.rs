@@ -1,0 +1,86 @@
+//! What `kubectl apply` says of templates whose pods wait for locks.
+
+use serde_json::{Value, json};
+
+use super::apply;
+use crate::support::{LIMIT, Scratch, TestNamespace, wait_for};
+
+fn template(annotations: Value, spec: Value) -> Value {
+    let labels = json!({"app": "x", "leasehold.dev/lock": "a"});
+    let mut all = json!({"restartPolicy": "Always", "containers": [{"name": "main", "image": "none"}]});
+    for (key, value) in spec.as_object().expect("an object") {
+        all[key] = value.clone();
+    }
+    json!({"metadata": {"labels": labels, "annotations": annotations}, "spec": all})
+}
+
+fn of_kind(kind: &str, spec: Value) -> Value {
+    let group = if ["Job", "CronJob"].contains(&kind) { "batch/v1" } else { "apps/v1" };
+    json!({"apiVersion": group, "kind": kind, "metadata": {"name": kind.to_lowercase()}, "spec": spec})
+}
+
+fn deployment(strategy: Value) -> Value {
+    let spec = json!({"selector": {"matchLabels": {"app": "x"}}, "strategy": strategy, "template": template(json!({}), json!({}))});
+    of_kind("Deployment", spec)
+}
+
+fn never() -> Value {
+    json!({"restartPolicy": "Never"})
+}
+
+fn cron(policy: &str, annotations: Value) -> Value {
+    let job = json!({"spec": {"template": template(annotations, never())}});
+    of_kind("CronJob", json!({"schedule": "* * * * *", "concurrencyPolicy": policy, "jobTemplate": job}))
+}
+
+/// What `kubectl` prints besides its answer.
+async fn warnings(test: &TestNamespace, file: &Scratch, object: &Value) -> String {
+    let path = file.write("object.json", &object.to_string()).display().to_string();
+    // Warnings as errors are the only way to see them in an exit code: then the answer is the text.
+    match test.kubectl(&format!("create --dry-run=server --warnings-as-errors -f {path}")).await {
+        Ok(_) => String::new(),
+        Err(text) => text,
+    }
+}
+
+#[tokio::test]
+async fn known_traps_are_said_and_nothing_is_refused() {
+    let (test, file) = (TestNamespace::new().await, Scratch::new("manifest"));
+    apply(&test, "templates.yaml").await;
+    let rolling = deployment(json!({}));
+    let warned = async || Some(warnings(&test, &file, &rolling).await).filter(|text| !text.is_empty());
+    let said = wait_for("the policy is in force", LIMIT, warned).await;
+    assert!(said.contains("Recreate"), "{said}");
+    let limit = json!({"leasehold.dev/wait-timeout-seconds": "60"});
+    let stateful = json!({"selector": {"matchLabels": {"app": "x"}}, "serviceName": "x", "template": template(limit.clone(), json!({}))});
+    let daemon =
+        json!({"selector": {"matchLabels": {"app": "x"}}, "template": template(json!({}), json!({"nodeName": "n"}))});
+    for (object, says) in [
+        (deployment(json!({"rollingUpdate": {"maxSurge": 1}})), "maxSurge to 0"),
+        (
+            of_kind("Job", json!({"activeDeadlineSeconds": 60, "template": template(json!({}), never())})),
+            "activeDeadlineSeconds",
+        ),
+        (cron("Allow", json!({})), "concurrencyPolicy to Forbid"),
+        (of_kind("StatefulSet", stateful), "Jobs and bare pods"),
+        (of_kind("DaemonSet", daemon), "nodeName"),
+    ] {
+        let said = warnings(&test, &file, &object).await;
+        assert!(said.contains(says), "{says} is not in: {said}");
+        let path = file.write("again.json", &object.to_string()).display().to_string();
+        test.kubectl(&format!("create --dry-run=server -f {path}")).await.expect("it is only a warning");
+    }
+    for object in [
+        deployment(json!({"type": "Recreate"})),
+        deployment(json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}})),
+        of_kind(
+            "Job",
+            json!({"template": template(limit.clone(), json!({"restartPolicy": "Never", "activeDeadlineSeconds": 60}))}),
+        ),
+        cron("Forbid", json!({})),
+        cron("Allow", limit),
+    ] {
+        let said = warnings(&test, &file, &object).await;
+        assert!(!said.contains("leasehold.dev"), "{said}");
+    }
+}
