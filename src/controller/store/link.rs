@@ -25,6 +25,8 @@ const RECORDS_EVERY: Duration = Duration::from_secs(1);
 /// How often version and memory policy are looked at again.
 const FACTS_EVERY: Duration = Duration::from_secs(30);
 
+const PASSWORD: &str = "password";
+
 /// A connection and what is known of the server behind it.
 pub(super) struct Link {
     endpoint: Endpoint,
@@ -140,12 +142,10 @@ async fn endpoint(ctx: &Context, object: &LockStore) -> Result<Endpoint, Trouble
     let mut endpoint = Endpoint::plain(host, port);
     endpoint.database = i64::from(standalone.database);
     if let Some(auth) = &object.spec.auth {
-        let secret = secret(ctx, &auth.secret_ref.name).await?;
+        let name = &auth.secret_ref.name;
+        let secret = secret(ctx, name, PASSWORD).await?;
         endpoint.username = text(&secret, "username").filter(|name| !name.is_empty());
-        let Some(password) = text(&secret, "password") else {
-            let message = format!("the Secret {} has no key \"password\"", auth.secret_ref.name);
-            return Err(Trouble::new(reasons::SECRET_INCOMPLETE, message));
-        };
+        let password = text(&secret, PASSWORD).ok_or_else(|| incomplete(name, PASSWORD))?;
         endpoint.password = Some(Password::new(password));
     }
     if let Some(tls) = &object.spec.tls {
@@ -171,15 +171,22 @@ fn host_and_port(address: &str) -> Option<(&str, u16)> {
     Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
-/// Reads one Secret of the controller's namespace by `get`; it never lists or watches them.
-async fn secret(ctx: &Context, name: &str) -> Result<Secret, Trouble> {
+/// Reads one Secret of the controller's namespace, for a key in it, by `get`; it never lists or watches them.
+async fn secret(ctx: &Context, name: &str, key: &str) -> Result<Secret, Trouble> {
     let namespace = &ctx.settings.namespace;
     let api: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
     match api.get_opt(name).await {
         Ok(Some(secret)) => Ok(secret),
         Ok(None) => {
-            let message = format!("there is no Secret {name} in the namespace {namespace}");
+            let message =
+                format!("there is no Secret {name} in the namespace {namespace}: make it, with the key {key}");
             Err(Trouble::new(reasons::SECRET_NOT_FOUND, message))
+        }
+        Err(kube::Error::Api(answer)) if answer.code == 403 => {
+            let message = format!(
+                "the controller may not read the Secret {name}: add it to secretNames in the chart's values, and upgrade"
+            );
+            Err(Trouble::new(reasons::SECRET_UNREADABLE, message))
         }
         Err(error) => Err(Trouble::new(reasons::SECRET_UNREADABLE, format!("the Secret {name}: {error}"))),
     }
@@ -191,9 +198,13 @@ fn text(secret: &Secret, key: &str) -> Option<String> {
 }
 
 async fn file(ctx: &Context, name: &str, key: &str) -> Result<Vec<u8>, Trouble> {
-    let secret = secret(ctx, name).await?;
+    let secret = secret(ctx, name, key).await?;
     let bytes = secret.data.and_then(|mut data| data.remove(key)).map(|bytes| bytes.0);
-    bytes.ok_or_else(|| Trouble::new(reasons::SECRET_INCOMPLETE, format!("the Secret {name} has no key {key:?}")))
+    bytes.ok_or_else(|| incomplete(name, key))
+}
+
+fn incomplete(name: &str, key: &str) -> Trouble {
+    Trouble::new(reasons::SECRET_INCOMPLETE, format!("the Secret {name} has no key {key}: add it"))
 }
 
 #[cfg(test)]

@@ -158,7 +158,7 @@ impl Reign {
         {
             self.disconnect();
         }
-        done
+        done.map_err(|trouble| trouble.with_advice(&object.spec))
     }
 
     async fn reign(&mut self, object: &LockStore) -> Result<OpenStore, Trouble> {

@@ -1,5 +1,6 @@
 //! Why a store can't be used, in words for its condition.
 
+use crate::api::LockStoreSpec;
 use crate::api::condition::reasons;
 use crate::store::{Refusal, StoreError};
 
@@ -22,6 +23,22 @@ impl Trouble {
     pub(super) fn superseded(term: i64) -> Self {
         let message = format!("a controller with the higher term {term} reigns");
         Self { superseded: true, ..Self::new(reasons::SUPERSEDED, message) }
+    }
+
+    /// Adds what to do about it, where that is in the spec.
+    pub(super) fn with_advice(mut self, spec: &LockStoreSpec) -> Self {
+        let advice = match (&spec.auth, &spec.standalone) {
+            (Some(auth), _) if self.credentials => {
+                format!("; correct the keys username and password in the Secret {}", auth.secret_ref.name)
+            }
+            (None, _) if self.credentials => "; name a Secret with the key password in spec.auth.secretRef".to_owned(),
+            (_, Some(standalone)) if self.reason == reasons::UNREACHABLE => {
+                format!("; does Redis run, and is spec.standalone.address, {}, right?", standalone.address)
+            }
+            _ => return self,
+        };
+        self.message.push_str(&advice);
+        self
     }
 }
 
@@ -52,5 +69,24 @@ impl From<Refusal> for Trouble {
 impl From<kube::Error> for Trouble {
     fn from(error: kube::Error) -> Self {
         Self::new(reasons::API_SERVER_UNREACHABLE, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{AuthSpec, SecretRef, Standalone};
+
+    #[test]
+    fn advice_names_the_secret_and_the_address_of_the_spec() {
+        let standalone = Some(Standalone { address: "redis.shop:6379".to_owned(), database: 0 });
+        let mut spec = LockStoreSpec { standalone, ..LockStoreSpec::default() };
+        let advice = |trouble: Trouble, spec: &LockStoreSpec| trouble.with_advice(spec).message;
+        let refused = || Trouble { credentials: true, ..Trouble::new("AuthenticationFailed", "refused") };
+        assert!(advice(refused(), &spec).contains("in spec.auth.secretRef"));
+        spec.auth = Some(AuthSpec { secret_ref: SecretRef { name: "redis-auth".to_owned() } });
+        assert!(advice(refused(), &spec).ends_with("in the Secret redis-auth"));
+        assert!(advice(Trouble::new(reasons::UNREACHABLE, "no answer"), &spec).contains("redis.shop:6379"));
+        assert_eq!(advice(Trouble::new(reasons::OPENING, "opening"), &spec), "opening");
     }
 }
