@@ -7,8 +7,8 @@ SCRIPTS = $(shell grep -rlI '^#!.*bash' .ci tests)
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 22
 
-demo: tools control-plane ## Watch the main job on a real API server and a real Redis; KEEP=1 keeps them running
-	@KEEP='$(KEEP)' tests/demo/run
+demo: tools control-plane ## Watch the main job on a real Kubernetes and a real Redis; LEASEHOLD_DEMO=node|control-plane chooses; KEEP=1 keeps it
+	@KEEP='$(KEEP)' LEASEHOLD_DEMO='$(LEASEHOLD_DEMO)' tests/demo/run
 
 test: tools control-plane ## Run all tests
 	cargo test --locked -- --skip failpoints::

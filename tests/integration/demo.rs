@@ -1,4 +1,4 @@
-//! The demo tells the truth, and leaves nothing behind.
+//! The demo, on a control plane, tells the truth, and leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ async fn what_the_demo_tells_is_what_the_objects_say_and_ctrl_c_leaves_nothing()
     let asked = Command::new(words[0]).args(&words[1..]).env("KUBECONFIG", config).output().expect("kubectl runs");
     let objects: Value = serde_json::from_slice(&asked.stdout).expect("JSON");
     assert_eq!(told(&text), true_of(&objects), "{text}");
-    assert_eq!(told(&text).len(), 3);
+    assert_eq!(told(&text).len(), 4);
     process.interrupt();
     wait_for("the demo has ended", LIMIT, async || process.exit_status()).await;
     nothing_is_left(pid).await;
