@@ -4,12 +4,14 @@
 //!
 //! `cargo bench --bench leasehold` takes three minutes, with the elections of pods at its end (`-- elections`: these
 //! alone); `-- api-writes [minutes]` counts what one held lock costs the API server, in ten minutes or as many as are
-//! given.
+//! given; `-- gated [pods]` what 200 and 2,000 pods cost that wait for a semaphore, or as many as are given; `-- unrelated`
+//! what 20,000 pods cost that don't wait.
 
 mod api_writes;
 mod commands;
 mod elections;
 mod floor;
+mod gated;
 mod handover;
 mod ours;
 mod pairs;
@@ -61,7 +63,13 @@ fn main() -> Result<()> {
             let minutes = minutes.parse().with_context(|| format!("{minutes} is no number of minutes"))?;
             two_threads()?.block_on(api_writes::run(minutes))
         }
-        _ => bail!("leasehold takes nothing, or: elections, or: api-writes [minutes]"),
+        ["gated"] => two_threads()?.block_on(gated::run(&[200, 2000])),
+        ["gated", pods] => {
+            let pods = pods.parse().with_context(|| format!("{pods} is no number of pods"))?;
+            two_threads()?.block_on(gated::run(&[pods]))
+        }
+        ["unrelated"] => two_threads()?.block_on(gated::unrelated(20_000)),
+        _ => bail!("leasehold takes nothing, or: elections, api-writes [minutes], gated [pods], unrelated"),
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::Settings;
 use super::budget::Budget;
-use super::claim::{Arrivals, Standing};
+use super::claim::{Arrivals, Latest, Standing};
 use super::election::Electorates;
 use super::events::Events;
 use super::gated::{self, Gated};
@@ -45,6 +45,7 @@ pub(super) struct Context {
     pub(super) triggers: Triggers,
     pub(super) memories: Mutex<HashMap<LockKey, Memory>>,
     pub(super) arrivals: Arc<Arrivals>,
+    pub(super) latest: Arc<Latest>,
 }
 
 impl Context {

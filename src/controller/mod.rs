@@ -48,7 +48,7 @@ use crate::metrics::Metrics;
 use crate::store::StoreError;
 pub use bootstrap::Bootstrap;
 use budget::Budget;
-use claim::Arrivals;
+use claim::{Arrivals, Latest};
 pub use client::client;
 use context::{Context, Triggers, lock_ref};
 use election::Electorates;
@@ -222,9 +222,13 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
     let (scope, all) = (&settings.scope, watcher::Config::default());
     let locks = objects(scope.watch::<DistributedLock>(&client, &all), |_| {});
     let arrivals = Arc::new(Arrivals::default());
-    let (noted, to_pods) = (arrivals.clone(), triggers.clone());
+    let latest = Arc::new(Latest::default());
+    let (noted, known, to_pods) = (arrivals.clone(), latest.clone(), triggers.clone());
     let claims = objects(scope.watch::<LockClaim>(&client, &all), move |event| {
         noted.note(event);
+        if let watcher::Event::Delete(claim) = event {
+            known.forget(claim);
+        }
         to_pods.claim_changed(event);
     });
     let (labelled, pods_writer) = reflector::store();
@@ -252,6 +256,7 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
         triggers,
         memories: Mutex::default(),
         arrivals,
+        latest,
         client,
         settings,
     });

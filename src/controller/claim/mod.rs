@@ -16,6 +16,7 @@
 //! everything: what etcd has as granted or told is put back with its token before anything is granted.
 
 mod arrivals;
+mod latest;
 mod plan;
 mod walk;
 
@@ -40,6 +41,7 @@ use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
 pub(super) use arrivals::{Arrivals, Standing};
+pub(super) use latest::Latest;
 use plan::{Facts, SOON, Step, Store};
 pub(super) use plan::{Stage, holder_id, is_of_gated_pod, name_for_pod, stage};
 use walk::Next;
@@ -130,7 +132,10 @@ pub(super) fn records(claim: &LockClaim, id: &HolderId) -> bool {
 /// One look at a claim.
 pub(super) async fn reconcile(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Result<Action, Error> {
     let _timer = ctx.metrics.reconcile("LockClaim");
-    let mut claim = claim;
+    // A look at a claim as it was before our last write would end in a conflict.
+    let Some(mut claim) = ctx.latest.of(claim) else {
+        return Ok(Action::await_change());
+    };
     for _ in 0..STEPS {
         let look = Look::new(&ctx, claim.clone()).await?;
         let Some(look) = look else {
@@ -141,7 +146,10 @@ pub(super) async fn reconcile(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Resul
         debug!(claim = %look.me, ?step, "decided");
         ctx.heed_place(&claim, standing(&step, &look.facts));
         match look.apply(step).await {
-            Ok(Next::Again(written)) => claim = Arc::new(*written),
+            Ok(Next::Again(written)) => {
+                claim = Arc::new(*written);
+                ctx.latest.written(&claim);
+            }
             Ok(Next::Rest(wait)) => {
                 return Ok(Action::requeue(wait.unwrap_or(SLOW_LOOK).min(SLOW_LOOK)));
             }

@@ -339,8 +339,10 @@ impl Look {
     /// freed again.
     async fn vanish(&self) -> Result<Next, Error> {
         self.ctx.forget_claim(&self.me);
+        let deletion = self.ctx.latest.deletion(&self.claim);
         let written = set_finalizer(Failpoint::ClaimLetGo, &self.api(), &*self.claim, false).await?;
         delete(&self.api(), &written).await?;
+        deletion.done();
         Ok(Next::Rest(None))
     }
 
