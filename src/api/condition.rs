@@ -40,7 +40,10 @@ pub mod types {
     pub const LOCK_NOT_ACQUIRED: &str = "LockNotAcquired";
 }
 
-/// The reasons of conditions. They are API: one CamelCase word each, kept once published.
+/// The reasons of conditions and Events. They are API: one CamelCase word each, kept once published.
+///
+/// `docs/troubleshooting.md` has an entry for each, which a test sees to; those of a Redis that gave no answer are in
+/// `store::StoreError`.
 pub mod reasons {
     /// No controller has looked yet.
     pub const PENDING: &str = "Pending";
@@ -128,14 +131,10 @@ pub mod reasons {
     pub const SECRET_UNREADABLE: &str = "SecretUnreadable";
     /// The API server can't be asked.
     pub const API_SERVER_UNREACHABLE: &str = "APIServerUnreachable";
-    /// Another controller reigns.
-    pub const SUPERSEDED: &str = "Superseded";
     /// Being deleted; waits for what the message names.
     pub const DELETING: &str = "Deleting";
     /// Used by locks that are still there.
     pub const IN_USE: &str = "InUse";
-    /// Its record in Redis is being made.
-    pub const PROVISIONING: &str = "Provisioning";
     /// Its record in Redis was made.
     pub const PROVISIONED: &str = "Provisioned";
     /// Its record in Redis was lost; it is made again when no lease of before can be believed.
@@ -180,6 +179,14 @@ pub mod reasons {
     pub const START_TIMEOUT: &str = "StartTimeout";
     /// A pod with the label runs without its lock.
     pub const UNGATED: &str = "Ungated";
+    /// A hold has begun.
+    pub const ACQUIRED: &str = "Acquired";
+    /// A gated pod holds its locks and was let go.
+    pub const LOCK_ACQUIRED: &str = "LockAcquired";
+    /// A pod leads.
+    pub const ELECTED: &str = "Elected";
+    /// The record in Redis had a token that was never granted.
+    pub const RECORD_TAMPERED: &str = "RecordTampered";
 }
 
 /// Whether a condition holds.

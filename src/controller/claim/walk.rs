@@ -228,7 +228,7 @@ impl Look {
         }
         if !plan::is_of_gated_pod(&self.claim) {
             let note = format!("holds {} with token {}", self.key.name(), grant.token);
-            self.ctx.events.normal(&*self.claim, "Acquired", "Grant", note).await;
+            self.ctx.events.normal(&*self.claim, reasons::ACQUIRED, "Grant", note).await;
         }
         Ok(next)
     }

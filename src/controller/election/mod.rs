@@ -354,7 +354,7 @@ impl<'a> Election<'a> {
         let token = record.fencing_token.to_string();
         let next = self.mark(Failpoint::ElectionTell, pod_uid, LEADER, json!({ FENCING_TOKEN: token })).await?;
         let note = format!("{} leads with token {token}", record.pod_name);
-        self.ctx.events.normal(&self.lock, "Elected", "Elect", note).await;
+        self.ctx.events.normal(&self.lock, reasons::ELECTED, "Elect", note).await;
         Ok(next)
     }
 

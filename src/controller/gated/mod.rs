@@ -196,7 +196,10 @@ impl Look<'_> {
         around(Failpoint::GatedLetGo, self.pods.patch(&self.pod.name_any(), &params, &patch)).await?;
         let names = self.claim.map(LockClaim::lock_names).unwrap_or_default();
         let token = tokens.first().map(|(_, token)| token.as_str()).unwrap_or_default();
-        self.ctx.events.normal(self.pod, "LockAcquired", "Grant", format!("holds {names} with token {token}")).await;
+        self.ctx
+            .events
+            .normal(self.pod, reasons::LOCK_ACQUIRED, "Grant", format!("holds {names} with token {token}"))
+            .await;
         Ok(())
     }
 

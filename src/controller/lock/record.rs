@@ -70,7 +70,7 @@ pub(super) async fn apply(
             if done.tampered {
                 let note =
                     "its record had a token that was never granted; the next one comes from a new epoch".to_owned();
-                ctx.events.warning(lock, "RecordTampered", "Provision", note).await;
+                ctx.events.warning(lock, reasons::RECORD_TAMPERED, "Provision", note).await;
             }
             info!(%key, fresh = done.fresh, "provisioned");
             if done.fresh {

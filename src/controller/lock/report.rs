@@ -10,7 +10,7 @@ use super::super::{Context, Error};
 use super::status::{self, Readiness, Write};
 use super::unreachable::Reachability;
 use super::{SLOW_LOOK, SOON};
-use crate::api::condition::{self, types};
+use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, DistributedLockStatus};
 use crate::failpoint::Failpoint;
 use crate::lease::LockKey;
@@ -66,10 +66,10 @@ async fn tell_changes(
     let known = |id: &str| before.holders.iter().any(|holder| holder.id == id);
     for holder in after.holders.iter().filter(|holder| !known(&holder.id)) {
         let note = format!("{} holds it with token {}", holder.identity, holder.fencing_token);
-        ctx.events.normal(lock, "Acquired", "Grant", note).await;
+        ctx.events.normal(lock, reasons::ACQUIRED, "Grant", note).await;
     }
     if !before.holders.is_empty() && after.holders.is_empty() {
-        ctx.events.normal(lock, "Released", "Release", "nobody holds it".into()).await;
+        ctx.events.normal(lock, reasons::RELEASED, "Release", "nobody holds it".into()).await;
     }
     let stranded = |status: &DistributedLockStatus| {
         let unreachable = condition::get(&status.conditions, types::HOLDER_UNREACHABLE);

@@ -22,7 +22,8 @@ impl Trouble {
 
     pub(super) fn superseded(term: i64) -> Self {
         let message = format!("a controller with the higher term {term} reigns");
-        Self { superseded: true, ..Self::new(reasons::SUPERSEDED, message) }
+        // The process ends: no condition says so.
+        Self { superseded: true, ..Self::new("Superseded", message) }
     }
 
     /// Adds what to do about it, where that is in the spec.
