@@ -14,6 +14,8 @@ use crate::lease::{HolderId, LockKey};
 /// How long one call may take, connecting included.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What is not itself in a pattern of channels.
+const GLOB: &str = r"*?[]\";
 
 /// A password that no log shows.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -129,7 +131,9 @@ impl Endpoint {
     /// [`StoreError`] if the server can't be reached or refuses the subscription.
     pub async fn offers(&self, prefix: &str) -> Result<impl Stream<Item = Offered> + Send + use<>, StoreError> {
         let mut pubsub = self.pubsub().await?;
-        let glob: String = prefix.chars().flat_map(|c| ["\\".to_owned(), c.to_string()]).collect();
+        // No more than must be: an ACL has to have this very pattern.
+        let glob: String =
+            prefix.chars().flat_map(|c| GLOB.contains(c).then_some('\\').into_iter().chain([c])).collect();
         pubsub
             .psubscribe(format!("{glob}:{{*}}:inbox:*"))
             .await
