@@ -25,7 +25,7 @@ check-history: ## Judge a history that a failed run has kept: FILE=...
 bench: tools control-plane ## Measure against the raw floors of the same Redis
 	cargo bench --locked
 
-lint: ## Check format, lints, licences, layers, scripts, and that crds/ is up to date
+lint: ## Check format, lints, licences, layers, scripts, and that crds/ and docs/api.md are up to date
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	@command -v cargo-deny >/dev/null || { echo 'Installing cargo-deny (some minutes, once).'; cargo install --locked cargo-deny; }
@@ -34,8 +34,9 @@ lint: ## Check format, lints, licences, layers, scripts, and that crds/ is up to
 	@for script in $(SCRIPTS); do bash -n "$$script"; done
 	@! command -v shellcheck >/dev/null || shellcheck --external-sources --source-path=SCRIPTDIR $(SCRIPTS)
 	@! command -v gofmt >/dev/null || { files=$$(gofmt -l tests/cluster) && test -z "$$files" || { echo "gofmt -w $$files"; exit 1; }; }
-	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && cargo run --quiet --locked -- crd --out "$$new" \
-	  && { diff -r crds "$$new" || { echo 'crds/ is not what the code says: make crds' >&2; exit 1; }; }
+	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && cargo run --quiet --locked -- crd --out "$$new/crds" --reference "$$new/api.md" \
+	  && { diff -r crds "$$new/crds" && diff docs/api.md "$$new/api.md" \
+	    || { echo 'crds/ or docs/api.md is not what the code says: make crds' >&2; exit 1; }; }
 	@diff -r crds charts/leasehold/files/crds || { echo 'the chart has other definitions: make crds' >&2; exit 1; }
 
 fmt: ## Format the code
@@ -45,8 +46,8 @@ fmt: ## Format the code
 chart: ## Lint and test the chart, against the schemas too (its tools are built once, which takes some minutes)
 	@tests/chart/run
 
-crds: ## Generate crds/ from the code, and the chart's copy of it
-	cargo run --quiet --locked -- crd --out crds
+crds: ## Generate crds/ and docs/api.md from the code, and the chart's copy of crds/
+	cargo run --quiet --locked -- crd --out crds --reference docs/api.md
 	cp crds/*.yaml charts/leasehold/files/crds/
 
 tools: ## Install what the tests need, or name it

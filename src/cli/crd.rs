@@ -1,4 +1,4 @@
-//! `leasehold crd`: the definitions of the kinds, for `kubectl apply` and for the repository.
+//! `leasehold crd`: the definitions of the kinds, for `kubectl apply` and for the repository, and their reference.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::Value;
 
+use super::reference;
 use crate::api;
 
 /// Prints the CRDs of all kinds as YAML.
@@ -14,6 +15,9 @@ pub struct CrdArgs {
     /// Write one file per kind into this folder instead of printing them.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Write the reference of all kinds, in Markdown, instead of printing their CRDs.
+    #[arg(long, value_name = "FILE")]
+    reference: Option<PathBuf>,
 }
 
 /// One CRD as it is committed and applied.
@@ -30,16 +34,33 @@ pub struct Document {
 /// # Errors
 /// Only if a CRD can't be written as YAML, which a test rules out.
 pub fn documents() -> anyhow::Result<Vec<Document>> {
-    api::crds()
-        .iter()
-        .map(|crd| {
-            let name = crd.metadata.name.as_deref().unwrap_or_default();
-            let mut value = serde_json::to_value(crd).with_context(|| format!("cannot serialise {name}"))?;
-            integers_as_such(&mut value);
-            let yaml = serde_saphyr::to_string(&value).with_context(|| format!("cannot write {name} as YAML"))?;
-            Ok(Document { file_name: format!("{name}.yaml"), yaml })
-        })
-        .collect()
+    let write = |value: &Value| {
+        let name = name(value);
+        let yaml = serde_saphyr::to_string(value).with_context(|| format!("cannot write {name} as YAML"))?;
+        Ok(Document { file_name: format!("{name}.yaml"), yaml })
+    };
+    definitions()?.iter().map(write).collect()
+}
+
+/// The reference of all kinds, as it is committed.
+///
+/// # Errors
+/// As [`documents`].
+pub fn reference() -> anyhow::Result<String> {
+    Ok(reference::page(&definitions()?))
+}
+
+fn name(crd: &Value) -> &str {
+    crd["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn definitions() -> anyhow::Result<Vec<Value>> {
+    let tidied = api::crds().into_iter().map(|crd| {
+        let mut value = serde_json::to_value(crd).context("cannot serialise a CRD")?;
+        integers_as_such(&mut value);
+        Ok(value)
+    });
+    tidied.collect()
 }
 
 /// Bounds are doubles in the type of a schema; `1` reads better than `1.0`.
@@ -62,10 +83,13 @@ fn integers_as_such(value: &mut Value) {
 /// # Errors
 /// The folder or standard output can't be written.
 pub fn run(args: &CrdArgs) -> anyhow::Result<()> {
-    let documents = documents()?;
+    if let Some(file) = &args.reference {
+        std::fs::write(file, reference()?).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     match &args.out {
-        Some(folder) => write_files(folder, &documents),
-        None => print(&documents).context("cannot write to standard output"),
+        Some(folder) => write_files(folder, &documents()?),
+        None if args.reference.is_some() => Ok(()),
+        None => print(&documents()?).context("cannot write to standard output"),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod controller;
 pub mod crd;
 #[cfg(debug_assertions)]
 mod failpoints;
+mod reference;
 mod release_finalizers;
 
 use clap::{Parser, Subcommand};

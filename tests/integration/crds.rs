@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use leasehold::api;
-use leasehold::cli::crd::documents;
+use leasehold::cli::crd::{documents, reference};
 use serde_json::Value;
 
 const KINDS: [&str; 3] = ["LockStore", "DistributedLock", "LockClaim"];
@@ -68,6 +68,13 @@ fn the_committed_definitions_are_the_generated_ones() {
     }
     let files = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
     assert_eq!(files.collect::<BTreeSet<_>>(), generated);
+}
+
+#[test]
+fn the_committed_reference_is_the_generated_one() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/api.md");
+    let committed = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(committed == reference().unwrap(), "docs/api.md is out of date: run `make crds`");
 }
 
 #[test]
