@@ -6,6 +6,7 @@ mod admission;
 mod controller;
 mod crds;
 mod demo;
+mod docs;
 mod failpoints;
 mod faults;
 mod layering;
