@@ -38,6 +38,8 @@ pub mod types {
     pub const LOCK_HELD: &str = "leasehold.dev/LockHeld";
     /// A pod has failed because it did not get its locks in time: for a Job's podFailurePolicy.
     pub const LOCK_NOT_ACQUIRED: &str = "LockNotAcquired";
+    /// A pod has failed because it held and did not start in time.
+    pub const HOLDER_NOT_STARTED: &str = "HolderNotStarted";
 }
 
 /// The reasons of conditions and Events. They are API: one CamelCase word each, kept once published.

@@ -7,6 +7,7 @@ mod controller;
 mod crds;
 mod demo;
 mod docs;
+mod examples;
 mod failpoints;
 mod faults;
 mod layering;

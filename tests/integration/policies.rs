@@ -49,6 +49,12 @@ pub(crate) async fn apply_force_release(test: &TestNamespace) {
     wait_for("force-release-by is filled in", LIMIT, fills).await;
 }
 
+/// Applies the policies on gated pods, and waits until they are in force.
+pub(crate) async fn apply_gated(test: &TestNamespace) {
+    apply(test, "gated.yaml").await;
+    gated::is_in_force(test).await;
+}
+
 /// Waits until this would be refused.
 async fn in_force<K>(api: &Api<K>, name: &str, object: &Value)
 where

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use super::{allow, apply, assert_refused, dry_run, in_force};
+use super::{allow, apply, apply_gated, assert_refused, dry_run, in_force};
 use crate::support::{LIMIT, Scratch, TestNamespace, wait_for};
 
 const LOCK: &str = "leasehold.dev/lock";
@@ -34,13 +34,12 @@ fn labelled(name: &str) -> Value {
 /// All policies on gated pods, in force; `dev` may write pods and their statuses.
 async fn with_policies() -> TestNamespace {
     let test = TestNamespace::new().await;
-    apply(&test, "gated.yaml").await;
-    is_in_force(&test).await;
+    apply_gated(&test).await;
     allow(&test, "dev", &[("get,create,update,patch", "pods"), ("get,update,patch", "pods/status")]).await;
     test
 }
 
-async fn is_in_force(test: &TestNamespace) {
+pub(super) async fn is_in_force(test: &TestNamespace) {
     let pods: Api<Pod> = test.api();
     in_force(&pods, "probe", &pod("probe", json!({}), gate())).await;
     let gated = async || dry_run(&pods, "probe", &labelled("probe")).await.ok().filter(has_gate);
@@ -50,6 +49,7 @@ async fn is_in_force(test: &TestNamespace) {
     allow(test, "nobody", &[("get,patch", "pods")]).await;
     let refused = async || test.kubectl(&change).await.err().filter(|error| error.contains("leasehold.dev/lock"));
     wait_for("the policy on changes is in force", LIMIT, refused).await;
+    test.kubectl("delete pod probe --force --grace-period=0").await.expect("the probe goes");
 }
 
 fn has_gate(pod: &Pod) -> bool {
