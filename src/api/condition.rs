@@ -177,6 +177,8 @@ pub mod reasons {
     pub const INVALID_LOCKS: &str = "InvalidLocks";
     /// A pod holds and doesn't start, while others wait.
     pub const HOLDER_NOT_STARTED: &str = "HolderNotStarted";
+    /// A pod has failed because it did not get its locks in time.
+    pub const LOCK_NOT_ACQUIRED: &str = "LockNotAcquired";
     /// A pod took longer to start than it may.
     pub const START_TIMEOUT: &str = "StartTimeout";
     /// A pod with the label runs without its lock.

@@ -14,7 +14,7 @@ for tool in $tools; do
 done
 # A compiler without the C library's headers is of no use.
 [ -e /usr/include/stdio.h ] || ! command -v apt-get >/dev/null || missing+=(libc6-dev)
-# For tests/cluster/redis6.sh.
+# For tests/cluster/redis6.sh, and for the fences of docs/fencing.
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 
 install_missing "${missing[@]}"

@@ -10,6 +10,7 @@ mod docs;
 mod examples;
 mod failpoints;
 mod faults;
+mod fencing;
 mod layering;
 mod policies;
 mod protocol;

@@ -62,7 +62,7 @@ pub(super) enum Step {
     Drop,
     /// It holds: write the tokens and take the gate away.
     LetGo(Vec<(String, String)>),
-    /// It fails: what its status says, for which reason, and more words.
+    /// It fails: the reason in its status, after which its condition is named; the reason of that; and more words.
     Fail(&'static str, &'static str, String),
     /// Write the condition.
     Say(Said),
@@ -99,7 +99,7 @@ pub(super) fn plan(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> S
 
 fn ended(pod: &Pod, claim: Option<&LockClaim>) -> Step {
     let not_started =
-        pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some(types::HOLDER_NOT_STARTED);
+        pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some(reasons::HOLDER_NOT_STARTED);
     match claim {
         Some(claim) if stage(claim) == Stage::Finished && !is_leaving(claim) => Step::Drop,
         None if not_started && pod.metadata.deletion_timestamp.is_none() => Step::Delete(None),
@@ -208,7 +208,7 @@ fn finished(claim: &LockClaim) -> Step {
     ];
     match gave_up.into_iter().find(|known| *known == reason) {
         Some(reason) if reason != reasons::UNSATISFIABLE || claim.wait_timeout().is_some() => {
-            Step::Fail(types::LOCK_NOT_ACQUIRED, reason, format!("{}: {message}", claim.lock_names()))
+            Step::Fail(reasons::LOCK_NOT_ACQUIRED, reason, format!("{}: {message}", claim.lock_names()))
         }
         // Raise the permits, or change the pod's list: then it is asked again.
         Some(_) => Step::Rest(None),
@@ -254,7 +254,7 @@ fn let_go(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> Step {
         let message = format!("it holds and has not started within {} s: {}", limit.as_secs(), why(pod));
         // One that is bound ends by its kubelet. Of one that isn't, its end is told before it goes: whoever only finds it
         // gone couldn't know that it has never run.
-        let (now, reason) = (types::HOLDER_NOT_STARTED, reasons::START_TIMEOUT);
+        let (now, reason) = (reasons::HOLDER_NOT_STARTED, reasons::START_TIMEOUT);
         return if bound { Step::Delete(Some(message)) } else { Step::Fail(now, reason, message) };
     }
     let rest = limit.map(|limit| limit.saturating_sub(stalled));
@@ -379,7 +379,7 @@ mod tests {
     fn one_that_waited_for_too_long_fails() {
         for reason in [reasons::WAIT_TIMEOUT, reasons::BUSY, reasons::LOCK_NOT_FOUND] {
             let step = step(&waiting(), Some(&claim(false, reason, true)));
-            assert_eq!(step, Step::Fail(types::LOCK_NOT_ACQUIRED, reason, "a: why".into()));
+            assert_eq!(step, Step::Fail(reasons::LOCK_NOT_ACQUIRED, reason, "a: why".into()));
         }
     }
 
@@ -419,10 +419,10 @@ mod tests {
         let impatient = running_with(json!({ (START_TIMEOUT): "10" }));
         assert_eq!(step(&impatient, Some(&told)), Step::Rest(Some(Duration::from_secs(10))));
         let late = Duration::from_secs(10);
-        assert!(matches!(plan(&impatient, Some(&told), late), Step::Fail(types::HOLDER_NOT_STARTED, ..)));
+        assert!(matches!(plan(&impatient, Some(&told), late), Step::Fail(reasons::HOLDER_NOT_STARTED, ..)));
         let mut failed = impatient.clone();
         failed.status =
-            serde_json::from_value(json!({"phase": "Failed", "reason": types::HOLDER_NOT_STARTED})).unwrap();
+            serde_json::from_value(json!({"phase": "Failed", "reason": reasons::HOLDER_NOT_STARTED})).unwrap();
         assert_eq!(step(&failed, Some(&told)), Step::Rest(None), "its hold goes first");
         assert_eq!(step(&failed, None), Step::Delete(None));
         let mut bound = impatient.clone();
