@@ -118,6 +118,15 @@ failpoints! {
     /// The record of a lock that goes is forgotten.
     LockPurge = "lock.purge",
 
+    /// A claim of several locks asks for the next one.
+    SeveralAsk = "several.ask",
+    /// The grant of the next one is pinned.
+    SeveralPin = "several.pin",
+    /// The next one is freed.
+    SeveralFree = "several.free",
+    /// A claim that waits or gives up leaves what it has of the next one.
+    SeveralWithdraw = "several.withdraw",
+
     /// A claim is made for a gated pod.
     GatedClaim = "gated.claim",
     /// A claim of a gated pod that asks for something else by now, or has ended, is deleted.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Condition, LockMode, MAX_SAFE, MAX_SECONDS, seconds};
 
 /// How many locks a claim can name.
-const MAX_LOCKS: usize = 1;
+const MAX_LOCKS: usize = super::gated::MAX_LOCKS;
 
 /// What a LockClaim asks for. Which locks, for whom and with which priority can't be changed: make another claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq, CustomResource, KubeSchema, Serialize, Deserialize)]
@@ -82,7 +82,8 @@ const MAX_LOCKS: usize = 1;
         .message("priority is immutable: make another claim").field_path(".priority"),
 )]
 pub struct LockClaimSpec {
-    /// The lock to hold. Immutable.
+    /// The locks to hold, one to eight: all of them or none. They are taken one after the other in the order of their
+    /// names, so that claims never wait for each other, and are told when all are held. Immutable.
     #[schemars(length(min = 1, max = MAX_LOCKS))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub locks: Vec<LockRequest>,
@@ -183,7 +184,7 @@ pub struct LockClaimStatus {
     #[schemars(length(max = MAX_LOCKS))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub locks: Vec<ClaimedLock>,
-    /// The fencing token of its hold. A resource that refuses lower ones than the highest it has seen is safe from
+    /// The fencing token of its hold of the first lock of spec.locks. A resource that refuses lower ones than the highest it has seen is safe from
     /// holders of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = MAX_SAFE))]
@@ -252,6 +253,11 @@ impl LockClaim {
         self.spec.ttl_seconds_after_finished.map(seconds)
     }
 
+    /// What it has been granted of a lock.
+    pub fn claimed(&self, lock: &str) -> Option<&ClaimedLock> {
+        self.status.as_ref()?.locks.iter().find(|claimed| claimed.name == lock)
+    }
+
     /// The names of its locks as the status shows them.
     pub fn lock_names(&self) -> String {
         let names: Vec<&str> = self.spec.locks.iter().map(|lock| lock.name.as_str()).collect();
@@ -299,9 +305,10 @@ mod tests {
 
     #[test]
     fn values_of_a_newer_release_are_read_and_reported() {
+        let nine = ["a", "b", "c", "d", "e", "f", "g", "h", "i"].map(LockRequest::new);
         for (spec, field) in [
             (json!({"locks": [{"name": "a", "mode": "Upgradable"}]}), "spec.locks.mode"),
-            (json!({"locks": [{"name": "a"}, {"name": "b"}]}), "spec.locks"),
+            (json!({ "locks": nine }), "spec.locks"),
             (
                 json!({"locks": [{"name": "a"}], "holderRef": {"kind": "Job", "name": "j", "uid": "u", "apiGroup": "batch"}}),
                 "spec.holderRef.kind",

@@ -38,24 +38,26 @@ struct Entry {
     missing: bool,
 }
 
+/// What is kept under one id: one entry a lock.
+type Entries = HashMap<HolderId, Vec<Entry>>;
+
 /// Everything that is kept, by holder id.
 #[derive(Default)]
-pub(super) struct Renewals(Mutex<HashMap<HolderId, Entry>>);
+pub(super) struct Renewals(Mutex<Entries>);
 
 impl Renewals {
-    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<HolderId, Entry>> {
+    fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a hold or a place; again with another lease changes it.
     pub(super) fn keep(&self, id: HolderId, kept: Kept) {
-        let mut entries = self.entries();
-        match entries.get_mut(&id) {
+        let (mut entries, due) = (self.entries(), Instant::now() + kept.lease.unwrap_or_default() / 3);
+        let of_id = entries.entry(id).or_default();
+        match of_id.iter_mut().find(|entry| entry.kept.lock == kept.lock) {
             Some(entry) if entry.kept.lease == kept.lease => entry.kept = kept,
-            _ => {
-                let due = Instant::now() + kept.lease.unwrap_or_default() / 3;
-                entries.insert(id, Entry { kept, due, missing: false });
-            }
+            Some(entry) => *entry = Entry { kept, due, missing: false },
+            None => of_id.push(Entry { kept, due, missing: false }),
         }
     }
 
@@ -64,14 +66,32 @@ impl Renewals {
         self.entries().remove(id);
     }
 
+    /// Keeps nothing for this id and this lock any more.
+    pub(super) fn forget_one(&self, id: &HolderId, lock: &LockKey) {
+        let mut entries = self.entries();
+        if let Some(of_id) = entries.get_mut(id) {
+            of_id.retain(|entry| entry.kept.lock != *lock);
+            if of_id.is_empty() {
+                entries.remove(id);
+            }
+        }
+    }
+
     /// Forgets whatever a claim that is gone has had.
     pub(super) fn forget_claim(&self, claim: &ObjectRef<LockClaim>) {
-        self.entries().retain(|_, entry| entry.kept.claim.as_ref() != Some(claim));
+        self.retain(|kept| kept.claim.as_ref() != Some(claim));
+    }
+
+    fn retain(&self, keep: impl Fn(&Kept) -> bool) {
+        self.entries().retain(|_, of_id| {
+            of_id.retain(|entry| keep(&entry.kept));
+            !of_id.is_empty()
+        });
     }
 
     /// Forgets the pods that a lock had elected.
     pub(super) fn forget_elected(&self, lock: &LockKey) {
-        self.entries().retain(|_, entry| entry.kept.claim.is_some() || entry.kept.lock != *lock);
+        self.retain(|kept| kept.claim.is_some() || kept.lock != *lock);
     }
 
     /// Whose this id is.
@@ -81,25 +101,31 @@ impl Renewals {
 
     /// For whom a hold or a place is kept under this id; within, `None` is a pod that was elected.
     pub(super) fn kept_for(&self, id: &HolderId) -> Option<Option<ObjectRef<LockClaim>>> {
-        self.entries().get(id).map(|entry| entry.kept.claim.clone())
+        self.entries().get(id)?.first().map(|entry| entry.kept.claim.clone())
+    }
+
+    /// Whether a hold or a place is kept under this id for a lock.
+    pub(super) fn keeps(&self, id: &HolderId, lock: &LockKey) -> bool {
+        self.entries().get(id).is_some_and(|of_id| of_id.iter().any(|entry| entry.kept.lock == *lock))
     }
 
     /// The holds of one lock, for a renewal right before its expiry is published.
     pub(super) fn holds_of(&self, lock: &LockKey) -> Vec<(LockKey, HolderId)> {
         let entries = self.entries();
-        let held = entries.iter().filter(|(_, e)| e.kept.lock == *lock && e.kept.lease.is_some());
+        let held = each(&entries).filter(|(_, e)| e.kept.lock == *lock && e.kept.lease.is_some());
         held.map(|(id, e)| (e.kept.lock.clone(), id.clone())).collect()
     }
 
     /// The holds of one lock that Redis doesn't have.
     pub(super) fn missing_of(&self, lock: &LockKey) -> Vec<HolderId> {
         let entries = self.entries();
-        let missing = entries.iter().filter(|(_, entry)| entry.missing && entry.kept.lock == *lock);
+        let missing = each(&entries).filter(|(_, entry)| entry.missing && entry.kept.lock == *lock);
         missing.map(|(id, _)| id.clone()).collect()
     }
 
-    fn set_missing(&self, id: &HolderId, missing: bool) {
-        if let Some(entry) = self.entries().get_mut(id) {
+    fn set_missing(&self, id: &HolderId, lock: &LockKey, missing: bool) {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.get_mut(id).and_then(|of_id| of_id.iter_mut().find(|e| e.kept.lock == *lock)) {
             entry.missing = missing;
         }
     }
@@ -107,7 +133,9 @@ impl Renewals {
     /// What is due now, by store; the next turn of each is set.
     fn take_due(&self, now: Instant) -> HashMap<String, Vec<(LockKey, HolderId)>> {
         let mut due: HashMap<String, Vec<_>> = HashMap::new();
-        for (id, entry) in self.entries().iter_mut() {
+        let mut entries = self.entries();
+        let all = entries.iter_mut().flat_map(|(id, of_id)| of_id.iter_mut().map(move |entry| (id, entry)));
+        for (id, entry) in all {
             if let Some(lease) = entry.kept.lease.filter(|_| entry.due <= now) {
                 entry.due = now + lease / 3;
                 due.entry(entry.kept.store.clone()).or_default().push((entry.kept.lock.clone(), id.clone()));
@@ -115,6 +143,10 @@ impl Renewals {
         }
         due
     }
+}
+
+fn each(entries: &Entries) -> impl Iterator<Item = (&HolderId, &Entry)> {
+    entries.iter().flat_map(|(id, of_id)| of_id.iter().map(move |entry| (id, entry)))
 }
 
 /// Renews until the process ends.
@@ -149,7 +181,7 @@ fn heed(
     metrics: &Metrics,
 ) {
     for ((lock, id), answer) in batch.iter().zip(answers) {
-        renewals.set_missing(id, matches!(answer, Renewed::Lost | Renewed::NotHeld));
+        renewals.set_missing(id, lock, matches!(answer, Renewed::Lost | Renewed::NotHeld));
         match answer {
             Renewed::Held(_) => {
                 metrics.renewals.renewed.inc();

@@ -14,5 +14,6 @@ pub(crate) mod recovery;
 mod replicas;
 mod restores;
 mod scopes;
+pub(crate) mod several;
 mod stores;
 mod unreachable;

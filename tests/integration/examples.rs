@@ -168,6 +168,14 @@ async fn readers_run_together_and_a_writer_alone() {
 }
 
 #[tokio::test]
+async fn a_transfer_holds_both_ledgers_or_none_and_opposite_orders_go_on() {
+    holds("two-resources.yaml", async |scene: &Scene| {
+        if scene.to_the_end(2, |running| running.len() < 2).await? == 1 { Ok(()) } else { Err("none ran".into()) }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_cache_is_rebuilt_by_one_and_the_other_gives_up_at_once() {
     holds("cache.yaml", async |scene: &Scene| {
         let jobs: Api<Job> = scene.f.test.api();

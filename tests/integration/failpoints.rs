@@ -3,7 +3,7 @@
 
 mod attendant;
 mod tours;
-mod witness;
+pub(crate) mod witness;
 
 use std::process::Command;
 

@@ -3,7 +3,8 @@
 //! Claims are looked at side by side, and each needs its finalizer in etcd before it is asked for in Redis: left alone,
 //! ten claims created within a few milliseconds would enter in any order. So they are numbered as the watch tells them,
 //! which is the order of their creation, and those that have not entered yet stand in line, one line for each lock:
-//! only its head asks in Redis, and makes place for the next.
+//! only its head asks in Redis, and makes place for the next. A claim of several locks stands in that of the first one that
+//! it takes.
 //!
 //! A line is a courtesy, never a lock: a head that doesn't come is passed over after [`PATIENCE`], one that can't
 //! come steps aside, and a line that is lost with the process begins anew with the creation times.
@@ -142,7 +143,8 @@ impl Lines {
         self.seen += 1;
         let place = (claim.creation_timestamp().map(|at| at.0), self.seen);
         let namespace = claim.namespace().unwrap_or_default();
-        let asked = claim.spec.locks.first().filter(|_| plan::stage(claim) == Stage::Waiting);
+        let first = plan::in_order(claim).into_iter().next();
+        let asked = first.filter(|_| plan::stage(claim) == Stage::Waiting);
         let lock = asked.and_then(|asked| LockKey::new(&namespace, &asked.name).ok());
         if let Some(lock) = lock.clone() {
             self.lines.entry(lock).or_default().places.insert(place, ObjectRef::from_obj(claim));

@@ -11,6 +11,11 @@
 //! 6. `free` in Redis;
 //! 7. `Finished=True` in etcd, or our finalizer goes.
 //!
+//! Of several locks each is asked for when those before it, in the order of their names, are granted: whoever waits for one
+//! holds only locks of lower names, so that claims never wait for each other in a circle, whatever order they write.
+//! Meanwhile those that are granted are renewed, and unpinned: time may take them. 2 records all, 3 pins each.
+//! One that is lost before 4 ends the attempt: the others are freed after etcd has the next attempt, whose id is another.
+//!
 //! A crash after 1: the lease runs out, or the same id finds its own grant. After 2 or 3: the next look goes on with
 //! `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between, Redis may lose
 //! everything: what etcd has as granted or told is put back with its token before anything is granted.
@@ -36,7 +41,7 @@ use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error};
 use crate::api::condition::reasons;
-use crate::api::{DistributedLock, FINALIZER, LockClaim, NodeUnreachablePolicy};
+use crate::api::{DistributedLock, FINALIZER, LockClaim, LockRequest, NodeUnreachablePolicy};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
@@ -60,7 +65,7 @@ pub(super) fn remembered(claim: &LockClaim, lock: &LockKey) -> Option<Remembered
     let same_namespace = claim.namespace().as_deref() == Some(lock.namespace());
     same_namespace.then_some(Remembered {
         id: plan::holder_id(claim)?,
-        token: plan::recorded_token(claim)?,
+        token: plan::recorded_token(claim, lock.name())?,
         mode: plan::mode(request),
         identity: plan::identity(claim),
         pod_uid: claim.spec.holder_ref.as_ref().map(|holder| holder.uid.clone()),
@@ -75,10 +80,11 @@ pub(super) async fn rejoin(
     claims: impl Iterator<Item = &LockClaim>,
 ) -> Result<(), StoreError> {
     let now = Timestamp::now();
-    let mut waiting: Vec<&LockClaim> = claims.filter(|claim| waits_for(claim, lock, now)).collect();
+    let mut waiting: Vec<&LockClaim> = claims.filter(|claim| waits_for(ctx, claim, lock, now)).collect();
     waiting.sort_by_key(|claim| ctx.arrivals.place(claim));
     for claim in waiting {
-        if let Some(request) = request(claim, now) {
+        let asked = claim.spec.locks.iter().find(|asked| asked.name == lock.name());
+        if let Some(request) = asked.and_then(|asked| request(claim, asked, now)) {
             // Whatever the answer, the claim's own loop asks again and heeds it.
             let _ = around(Failpoint::LockRejoin, control.claim(lock, &request)).await?;
         }
@@ -86,20 +92,22 @@ pub(super) async fn rejoin(
     Ok(())
 }
 
-fn waits_for(claim: &LockClaim, lock: &LockKey, now: Timestamp) -> bool {
+/// Of several locks a claim waits for one at a time: for the first, or where this process has asked.
+fn waits_for(ctx: &Context, claim: &LockClaim, lock: &LockKey, now: Timestamp) -> bool {
     let here = claim.namespace().as_deref() == Some(lock.namespace());
-    let asks = claim.spec.locks.first().is_some_and(|asked| asked.name == lock.name());
+    let is_first = plan::in_order(claim).first().is_some_and(|asked| asked.name == lock.name());
+    let asks = is_first || plan::holder_id(claim).is_some_and(|id| ctx.renewals.keeps(&id, lock));
     let ours = claim.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let started = claim.status.as_ref().is_some_and(|status| status.start_time.is_some());
     let in_time = plan::wait_left(claim, now) != Some(Duration::ZERO);
     here && asks && ours && started && in_time && plan::stage(claim) == Stage::Waiting
 }
 
-/// What a claim asks for in Redis.
-fn request(claim: &LockClaim, now: Timestamp) -> Option<Request> {
+/// What a claim asks for in Redis, of one of its locks.
+fn request(claim: &LockClaim, asked: &LockRequest, now: Timestamp) -> Option<Request> {
     Some(Request {
         id: plan::holder_id(claim)?,
-        mode: plan::mode(claim.spec.locks.first()?),
+        mode: plan::mode(asked),
         priority: claim.spec.priority,
         wait: match plan::wait_left(claim, now) {
             None => Wait::Forever,
@@ -114,9 +122,8 @@ fn request(claim: &LockClaim, now: Timestamp) -> Option<Request> {
 /// Whether the claim holds this lock with this token, as etcd has it, or is giving it back.
 pub(super) fn holds_with(claim: &LockClaim, lock: &LockKey, token: i64) -> bool {
     let here = claim.namespace().as_deref() == Some(lock.namespace());
-    let asks = claim.spec.locks.iter().any(|asked| asked.name == lock.name());
     let holds = matches!(plan::stage(claim), Stage::Granted | Stage::Told | Stage::Releasing);
-    here && asks && holds && plan::recorded_token(claim).is_some_and(|recorded| recorded.get() == token)
+    here && holds && plan::recorded_token(claim, lock.name()).is_some_and(|recorded| recorded.get() == token)
 }
 
 /// The UID of the claim that made this id.
@@ -181,40 +188,29 @@ fn standing(step: &Step, facts: &Facts) -> Standing {
     }
 }
 
-/// Everything about one claim at one moment.
-struct Look {
-    ctx: Arc<Context>,
-    claim: Arc<LockClaim>,
-    me: ObjectRef<LockClaim>,
+/// One of the locks of a claim.
+struct Asked {
     key: LockKey,
-    id: HolderId,
+    request: LockRequest,
     lock: Option<Arc<DistributedLock>>,
     open: Option<OpenStore>,
-    facts: Facts,
+    store: Store,
 }
 
-impl Look {
-    async fn new(ctx: &Arc<Context>, claim: Arc<LockClaim>) -> Result<Option<Self>, Error> {
-        let namespace = claim.namespace().unwrap_or_default();
-        let Some(request) = claim.spec.locks.first() else {
-            return Ok(None);
-        };
-        let (Ok(key), Some(id)) = (LockKey::new(&namespace, &request.name), plan::holder_id(&claim)) else {
-            return Ok(None);
-        };
-        let me = ObjectRef::from_obj(&*claim);
+impl Asked {
+    /// `None`: another controller's, at whatever stage: not a word of ours.
+    async fn new(ctx: &Context, key: LockKey, request: &LockRequest) -> Result<Option<Self>, Error> {
         let lock = match ctx.lock(&key) {
             Some(lock) => Some(lock),
             // The claim may have been seen before its lock: ask who knows.
             None => {
-                let locks: Api<DistributedLock> = Api::namespaced(ctx.client.clone(), &namespace);
+                let locks: Api<DistributedLock> = Api::namespaced(ctx.client.clone(), key.namespace());
                 locks.get_opt(key.name()).await?.map(Arc::new)
             }
         };
-        let (store, open) = match &lock {
+        let (mut store, open) = match &lock {
             None => (Store::NoLock, None),
             Some(lock) => match ctx.whose_store(lock.store_name()).await? {
-                // Another controller's, at whatever stage: not a word of ours.
                 Whose::Theirs => return Ok(None),
                 Whose::Ours(StoreState::Ready(open)) if lock.spec.election.is_some() => (Store::Elected, Some(open)),
                 Whose::Ours(StoreState::Ready(open)) => (Store::Open, Some(open)),
@@ -222,29 +218,64 @@ impl Look {
                 Whose::Ours(StoreState::NotReady { .. }) | Whose::Nobodys => (Store::Closed, None),
             },
         };
-        let lock_leaves = lock.as_ref().is_some_and(|lock| lock.metadata.deletion_timestamp.is_some());
-        let bounds = [claim.max_hold(), lock.as_ref().and_then(|lock| lock.max_hold())];
+        if lock.as_ref().is_some_and(|lock| lock.metadata.deletion_timestamp.is_some()) {
+            store = Store::NoLock;
+        }
+        Ok(Some(Self { key, request: request.clone(), lock, open, store }))
+    }
+
+    fn policy(&self) -> NodeUnreachablePolicy {
+        self.lock.as_ref().map_or(NodeUnreachablePolicy::Keep, |lock| lock.spec.node_unreachable_policy)
+    }
+}
+
+/// Everything about one claim at one moment.
+struct Look {
+    ctx: Arc<Context>,
+    claim: Arc<LockClaim>,
+    me: ObjectRef<LockClaim>,
+    id: HolderId,
+    /// In the order of their names; at least one.
+    asked: Vec<Asked>,
+    facts: Facts,
+}
+
+impl Look {
+    async fn new(ctx: &Arc<Context>, claim: Arc<LockClaim>) -> Result<Option<Self>, Error> {
+        let namespace = claim.namespace().unwrap_or_default();
+        let Some(id) = plan::holder_id(&claim) else { return Ok(None) };
+        let mut asked = Vec::new();
+        for request in plan::in_order(&claim) {
+            let Ok(key) = LockKey::new(&namespace, &request.name) else { return Ok(None) };
+            let Some(one) = Asked::new(ctx, key, request).await? else { return Ok(None) };
+            asked.push(one);
+        }
+        let Some(worst) = asked.iter().rev().max_by_key(|one| one.store) else { return Ok(None) };
+        let first = &asked[0].key;
+        let me = ObjectRef::from_obj(&*claim);
+        let all_release = asked.iter().all(|one| one.policy() == NodeUnreachablePolicy::Release);
+        let bounds = asked.iter().filter_map(|one| one.lock.as_ref()?.max_hold());
         let mut facts = Facts {
-            store: if lock_leaves { Store::NoLock } else { store },
+            store: worst.store,
+            about: worst.key.name().to_owned(),
             pod: None,
             reach: Reach::Unknown,
-            forced: None,
-            policy: lock.as_ref().map_or(NodeUnreachablePolicy::Keep, |lock| lock.spec.node_unreachable_policy),
-            max_hold: bounds.into_iter().flatten().min(),
+            forced: asked.iter().find_map(|one| forced(ctx, &claim, one.lock.as_deref(), &one.key)),
+            policy: if all_release { NodeUnreachablePolicy::Release } else { NodeUnreachablePolicy::Keep },
+            max_hold: bounds.chain(claim.max_hold()).min(),
             now: Timestamp::now(),
         };
-        facts.forced = forced(ctx, &claim, lock.as_deref(), &key);
         let (stage, follower) = (plan::stage(&claim), Follower::Claim(me.clone()));
         match &claim.spec.holder_ref {
             None => {}
             Some(_) if stage == Stage::Finished => {}
             Some(holder) if matches!(stage, Stage::Granted | Stage::Told) => {
                 let known = claim.status.as_ref().and_then(|status| status.node_name.as_deref());
-                let Holder { fate, reach, .. } = ctx.pods.holder(&key, holder, known, follower).await?;
+                let Holder { fate, reach, .. } = ctx.pods.holder(first, holder, known, follower).await?;
                 (facts.pod, facts.reach) = (Some(fate), reach);
             }
             Some(holder) => facts.pod = Some(ctx.pods.fate(&namespace, holder, follower).await?),
         }
-        Ok(Some(Self { ctx: ctx.clone(), claim, me, key, id, lock, open, facts }))
+        Ok(Some(Self { ctx: ctx.clone(), claim, me, id, asked, facts }))
     }
 }

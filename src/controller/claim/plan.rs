@@ -80,30 +80,39 @@ pub(super) fn mode(request: &LockRequest) -> Mode {
     }
 }
 
-/// The token that etcd has for this claim.
-pub(super) fn recorded_token(claim: &LockClaim) -> Option<FencingToken> {
-    claim.status.as_ref().and_then(|status| status.fencing_token).and_then(FencingToken::new)
+/// The token that etcd has for this claim's hold of a lock.
+pub(super) fn recorded_token(claim: &LockClaim, lock: &str) -> Option<FencingToken> {
+    FencingToken::new(claim.claimed(lock)?.fencing_token)
 }
 
-/// The store as a claim sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The locks in the order in which every claim takes them, so that no two wait for each other.
+pub(super) fn in_order(claim: &LockClaim) -> Vec<&LockRequest> {
+    let mut requests: Vec<_> = claim.spec.locks.iter().collect();
+    requests.sort_by(|one, other| one.name.cmp(&other.name));
+    requests
+}
+
+/// The store as a claim sees it; that of several locks is the last of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Store {
     /// Its lock is there and its store is open.
     Open,
-    /// The lock doesn't exist or is being deleted.
-    NoLock,
-    /// The lock elects who holds it.
-    Elected,
-    /// The lock's store can't be used now.
-    Closed,
     /// The lock's store will be open soon: what has to be freed there waits for it.
     Starting,
+    /// The lock's store can't be used now.
+    Closed,
+    /// The lock elects who holds it.
+    Elected,
+    /// The lock doesn't exist or is being deleted.
+    NoLock,
 }
 
 /// Everything a decision needs.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub(super) store: Store,
+    /// The lock that it is so with.
+    pub(super) about: String,
     /// `None`: the claim itself holds.
     pub(super) pod: Option<Fate>,
     /// Of the node of that pod, while it holds.
@@ -111,7 +120,7 @@ pub(super) struct Facts {
     /// Who takes the hold by force, and why, where that is so.
     pub(super) forced: Option<String>,
     pub(super) policy: NodeUnreachablePolicy,
-    /// The shorter of the claim's and the lock's bound.
+    /// The shortest of the claim's and the locks' bounds.
     pub(super) max_hold: Option<Duration>,
     pub(super) now: Timestamp,
 }
@@ -303,7 +312,7 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
         Some(Fate::Unknown) => return Step::Rest(None),
         Some(Fate::Alive { .. } | Fate::Gated { .. }) | None => {}
     }
-    let name = claim.lock_names();
+    let name = &facts.about;
     let at_once = claim.wait_timeout() == Some(Duration::ZERO);
     let started = claim.status.as_ref().is_some_and(|status| status.start_time.is_some());
     let over = started && wait_left(claim, facts.now) == Some(Duration::ZERO);
@@ -357,6 +366,7 @@ mod tests {
     fn facts(pod: Option<Fate>) -> Facts {
         Facts {
             store: Store::Open,
+            about: "a".into(),
             pod,
             reach: Reach::Ready,
             forced: None,

@@ -13,8 +13,8 @@ use super::super::renewals::Kept;
 use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
 use super::super::{Error, lock_ref};
 use super::arrivals::Standing;
-use super::plan::{self, SOON, Step};
-use super::{Look, request};
+use super::plan::{self, SOON, Stage, Step};
+use super::{Asked, Look, request};
 use crate::api::condition::{self, reasons, types};
 use crate::api::gated::{WITHDRAWN, is_gated};
 use crate::api::{ClaimedLock, FINALIZER, LOCK_LABEL, LockClaim, LockClaimStatus, time};
@@ -37,7 +37,8 @@ impl Look {
             Step::AddFinalizer => {
                 let mut finalizers = self.claim.finalizers().to_vec();
                 finalizers.push(FINALIZER.to_owned());
-                let labels = json!({ (format!("{LOCK_LABEL}{}", self.key.name())): "" });
+                let names = self.asked.iter().map(|one| format!("{LOCK_LABEL}{}", one.key.name()));
+                let labels: serde_json::Map<_, _> = names.map(|label| (label, json!(""))).collect();
                 let metadata = json!({ "finalizers": finalizers, "labels": labels });
                 let written = patch_metadata(Failpoint::ClaimFinalizer, &self.api(), &*self.claim, metadata).await?;
                 Ok(Next::Again(Box::new(written)))
@@ -63,10 +64,27 @@ impl Look {
                 if reason == reasons::LOCK_IS_ELECTED {
                     self.withdraw().await?;
                 }
+                self.hold_nothing_meanwhile().await?;
                 self.wait(reason, &message, None).await
             }
             Step::Rest(wait) => Ok(Next::Rest(wait)),
         }
+    }
+
+    /// The name of a write for its first lock; those for the next ones have their own.
+    fn point(&self, one: &Asked, first: Failpoint) -> Failpoint {
+        match first {
+            _ if self.asked.first().is_some_and(|first| first.key == one.key) => first,
+            Failpoint::ClaimAsk => Failpoint::SeveralAsk,
+            Failpoint::ClaimPin => Failpoint::SeveralPin,
+            Failpoint::ClaimFree => Failpoint::SeveralFree,
+            Failpoint::ClaimWithdraw => Failpoint::SeveralWithdraw,
+            other => other,
+        }
+    }
+
+    fn namespace(&self) -> String {
+        self.claim.namespace().unwrap_or_default()
     }
 
     fn api(&self) -> Api<LockClaim> {
@@ -106,43 +124,86 @@ impl Look {
         condition::set(&mut status.conditions, types::HELD, held, reason, message, generation, now);
     }
 
-    fn keep_in_mind(&self, held: bool) {
-        let Some(lock) = &self.lock else { return };
+    /// Each of its locks is held, or waited for.
+    fn keep_in_mind(&self) {
+        for one in &self.asked {
+            self.keep_one_in_mind(one, true);
+        }
+    }
+
+    fn keep_one_in_mind(&self, one: &Asked, held: bool) {
+        let Some(lock) = &one.lock else { return };
         let kept = Kept {
             claim: Some(self.me.clone()),
-            lock: self.key.clone(),
+            lock: one.key.clone(),
             store: lock.store_name().to_owned(),
             lease: held.then(|| lock.lease_duration()),
         };
         self.ctx.renewals.keep(self.id.clone(), kept);
     }
 
+    /// Asks for each lock once those before it are granted.
     async fn contend(&self) -> Result<Next, Error> {
-        let Some(open) = &self.open else {
-            return Ok(Next::Rest(Some(SOON)));
-        };
-        let Some(request) = request(&self.claim, self.facts.now) else {
-            return Ok(Next::Rest(None));
-        };
         if !self.ctx.arrivals.may_enter(&self.claim, Instant::now()) {
             return Ok(Next::Rest(Some(SOON)));
         }
-        self.keep_in_mind(false);
-        let answer = match around(Failpoint::ClaimAsk, open.control.claim(&self.key, &request)).await? {
-            Ok(answer) => answer,
-            Err(refusal) => {
-                self.ctx.heed_place(&self.claim, Standing::WaitsWithAll);
-                return self.refused(&refusal);
+        let mut grants = Vec::with_capacity(self.asked.len());
+        for (at, one) in self.asked.iter().enumerate() {
+            let (Some(open), Some(request)) = (&one.open, request(&self.claim, &one.request, self.facts.now)) else {
+                return Ok(Next::Rest(Some(SOON)));
+            };
+            if !self.ctx.renewals.keeps(&self.id, &one.key) {
+                self.keep_one_in_mind(one, false);
             }
-        };
-        let closed = matches!(answer, Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted);
-        let standing = if closed || answer == Acquired::Sealed { Standing::WaitsWithAll } else { Standing::Leaves };
-        self.ctx.heed_place(&self.claim, standing);
+            let answer =
+                match around(self.point(one, Failpoint::ClaimAsk), open.control.claim(&one.key, &request)).await? {
+                    Ok(answer) => answer,
+                    Err(refusal) => {
+                        self.ctx.heed_place(&self.claim, Standing::WaitsWithAll);
+                        return self.refused(&refusal);
+                    }
+                };
+            let closed = matches!(answer, Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted);
+            let standing = if closed || answer == Acquired::Sealed { Standing::WaitsWithAll } else { Standing::Leaves };
+            self.ctx.heed_place(&self.claim, standing);
+            let Acquired::Granted(grant) = answer else {
+                self.hold_no_later_ones(at).await?;
+                return self.not_granted(one, answer).await;
+            };
+            // While it waits for the next ones, this one is renewed.
+            if self.asked.len() > 1 {
+                self.keep_one_in_mind(one, true);
+            }
+            grants.push(grant);
+        }
+        self.granted(&grants).await
+    }
+
+    /// What is held of the locks after this one is given back: a record was lost, and who waits for one lock holds none of a
+    /// higher name.
+    async fn hold_no_later_ones(&self, at: usize) -> Result<(), Error> {
+        for later in &self.asked[at + 1..] {
+            if self.ctx.renewals.keeps(&self.id, &later.key) {
+                self.free_one(later).await?;
+                self.ctx.renewals.forget_one(&self.id, &later.key);
+            }
+        }
+        Ok(())
+    }
+
+    /// It can't have one of its locks before somebody does something: it keeps none of the others from anybody.
+    async fn hold_nothing_meanwhile(&self) -> Result<(), Error> {
+        let kept = self.asked.iter().any(|one| self.ctx.renewals.keeps(&self.id, &one.key));
+        if self.asked.len() > 1 && kept { self.withdraw().await } else { Ok(()) }
+    }
+
+    async fn not_granted(&self, one: &Asked, answer: Acquired) -> Result<Next, Error> {
         match answer {
-            Acquired::Granted(grant) => self.granted(grant).await,
+            Acquired::Granted(_) => Ok(Next::Rest(Some(SOON))),
             Acquired::Queued { .. } => {
+                self.keep_one_in_mind(one, false);
                 let left = plan::wait_left(&self.claim, self.facts.now);
-                self.wait(reasons::WAITING, "it waits for its turn", left).await
+                self.wait(reasons::WAITING, &self.waits_at(one), left).await
             }
             Acquired::Busy { .. } => {
                 let at_once = self.claim.wait_timeout() == Some(Duration::ZERO);
@@ -151,21 +212,42 @@ impl Look {
                 } else {
                     (reasons::WAIT_TIMEOUT, "it was not granted within waitTimeoutSeconds")
                 };
-                self.finish(reason, message).await
+                self.give_up(reason, message).await
             }
             Acquired::Lost => self.next_attempt().await,
             Acquired::Unsatisfiable { permits } => {
-                let message = format!("it asks for more than the {permits} permits that the lock has");
-                self.finish(reasons::UNSATISFIABLE, &message).await
+                let message = format!("it asks for more than the {permits} permits that {} has", one.key.name());
+                self.give_up(reasons::UNSATISFIABLE, &message).await
             }
-            Acquired::LockIsElected => self.wait(reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await,
-            Acquired::Sealed => self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await,
+            Acquired::LockIsElected => {
+                self.hold_nothing_meanwhile().await?;
+                self.wait(reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await
+            }
+            Acquired::Sealed => {
+                self.hold_nothing_meanwhile().await?;
+                self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await
+            }
             Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted => {
-                self.ctx.triggers.lock(lock_ref(&self.key));
+                self.ctx.triggers.lock(lock_ref(&one.key));
                 let message = "the lock's record in Redis is being made";
                 self.wait(reasons::STORE_NOT_READY, message, Some(SOON)).await
             }
         }
+    }
+
+    fn waits_at(&self, one: &Asked) -> String {
+        match self.asked.len() {
+            1 => "it waits for its turn".to_owned(),
+            _ => format!("it waits for its turn at {}", one.key.name()),
+        }
+    }
+
+    /// Ends without having held all of its locks.
+    async fn give_up(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
+        if self.asked.len() > 1 {
+            self.withdraw().await?;
+        }
+        self.finish(reason, message).await
     }
 
     fn refused(&self, refusal: &Refusal) -> Result<Next, Error> {
@@ -173,61 +255,92 @@ impl Look {
         Ok(Next::Rest(Some(SOON)))
     }
 
-    async fn granted(&self, grant: Grant) -> Result<Next, Error> {
-        let name = self.key.name().to_owned();
+    async fn granted(&self, grants: &[Grant]) -> Result<Next, Error> {
+        let token_of = |name: &str| {
+            let at = self.asked.iter().position(|one| one.key.name() == name)?;
+            Some(grants.get(at)?.token.get())
+        };
+        let acquire_time = time::micros(self.facts.now);
+        let claimed = |name: &String| {
+            let (fencing_token, acquire_time) = (token_of(name)?, acquire_time.clone());
+            Some(ClaimedLock { name: name.clone(), fencing_token, acquire_time, expire_time: None })
+        };
+        // As the claim writes them.
+        let locks: Vec<ClaimedLock> = self.claim.spec.locks.iter().filter_map(|one| claimed(&one.name)).collect();
         self.write(Failpoint::ClaimGranted, |status| {
             status.holder_id = Some(self.id.as_str().to_owned());
-            status.fencing_token = Some(grant.token.get());
-            let acquire_time = time::micros(self.facts.now);
-            status.locks =
-                vec![ClaimedLock { name, fencing_token: grant.token.get(), acquire_time, expire_time: None }];
+            status.fencing_token = locks.first().map(|first| first.fencing_token);
+            status.locks = locks;
             self.held(status, false, reasons::GRANTED, "it was granted and is being recorded");
         })
         .await
     }
 
-    /// The attempt has ended before it was told: the next one begins at the end of the queue.
+    /// The attempt has ended before it was told: the next one begins at the end of the queue. What is held of the other
+    /// locks is freed after etcd has let it go.
     async fn next_attempt(&self) -> Result<Next, Error> {
         self.ctx.renewals.forget(&self.id);
-        self.write(Failpoint::ClaimRetry, |status| {
-            status.attempt = Some(plan::attempt(&self.claim).saturating_add(1));
-            status.holder_id = None;
-            status.fencing_token = None;
-            status.locks.clear();
-            self.held(status, false, reasons::WAITING, "it waits for its turn");
-        })
-        .await
+        let next = self
+            .write(Failpoint::ClaimRetry, |status| {
+                status.attempt = Some(plan::attempt(&self.claim).saturating_add(1));
+                status.holder_id = None;
+                status.fencing_token = None;
+                status.locks.clear();
+                self.held(status, false, reasons::WAITING, "it waits for its turn");
+            })
+            .await?;
+        if self.asked.len() > 1 {
+            self.free_all().await?;
+        }
+        Ok(next)
     }
 
     async fn pin(&self) -> Result<Next, Error> {
-        let Some(open) = &self.open else {
-            return Ok(Next::Rest(Some(SOON)));
-        };
-        match around(Failpoint::ClaimPin, open.control.pin(&self.key, &self.id)).await? {
-            Err(refusal) => self.refused(&refusal),
-            // The record was lost: its recovery puts this hold back, since etcd has it.
-            Ok(Renewed::Unprovisioned) => {
-                self.ctx.triggers.lock(lock_ref(&self.key));
-                Ok(Next::Rest(Some(SOON)))
+        for one in &self.asked {
+            let Some(open) = &one.open else {
+                return Ok(Next::Rest(Some(SOON)));
+            };
+            match around(self.point(one, Failpoint::ClaimPin), open.control.pin(&one.key, &self.id)).await? {
+                Err(refusal) => return self.refused(&refusal),
+                // The record was lost: its recovery puts this hold back, since etcd has it.
+                Ok(Renewed::Unprovisioned) => {
+                    self.ctx.triggers.lock(lock_ref(&one.key));
+                    return Ok(Next::Rest(Some(SOON)));
+                }
+                Ok(Renewed::Lost | Renewed::NotHeld) => return self.next_attempt().await,
+                Ok(Renewed::Held(_)) => {}
             }
-            Ok(Renewed::Lost | Renewed::NotHeld) => self.next_attempt().await,
-            Ok(Renewed::Held(grant)) => self.tell(grant).await,
+        }
+        self.tell().await
+    }
+
+    /// For people: its token, or that of each of its locks.
+    fn tokens(&self) -> String {
+        let token =
+            |name: &str| plan::recorded_token(&self.claim, name).map(|token| token.to_string()).unwrap_or_default();
+        match self.claim.spec.locks.as_slice() {
+            [one] => format!("token {}", token(&one.name)),
+            all => {
+                let each: Vec<_> = all.iter().map(|one| format!("{} of {}", token(&one.name), one.name)).collect();
+                format!("the tokens {}", each.join(", "))
+            }
         }
     }
 
-    async fn tell(&self, grant: Grant) -> Result<Next, Error> {
-        self.keep_in_mind(true);
+    async fn tell(&self) -> Result<Next, Error> {
+        self.keep_in_mind();
+        let message = format!("it holds with {}", self.tokens());
         let next = self
             .write(Failpoint::ClaimTold, |status| {
                 status.node_name = self.node().or(status.node_name.take());
-                self.held(status, true, reasons::HELD, &format!("it holds with token {}", grant.token));
+                self.held(status, true, reasons::HELD, &message);
             })
             .await?;
-        if let Some(lock) = &self.lock {
+        for lock in self.asked.iter().filter_map(|one| one.lock.as_ref()) {
             self.ctx.stores.note_told(lock.store_name());
         }
         if !plan::is_of_gated_pod(&self.claim) {
-            let note = format!("holds {} with token {}", self.key.name(), grant.token);
+            let note = format!("holds {} with {}", self.claim.lock_names(), self.tokens());
             self.ctx.events.normal(&*self.claim, reasons::ACQUIRED, "Grant", note).await;
         }
         Ok(next)
@@ -241,9 +354,8 @@ impl Look {
     }
 
     async fn keep(&self, within: Option<Duration>, note: Option<(&'static str, String)>) -> Result<Next, Error> {
-        self.keep_in_mind(true);
-        let token = plan::recorded_token(&self.claim).map(|token| token.to_string()).unwrap_or_default();
-        let (reason, message) = note.unwrap_or((reasons::HELD, format!("it holds with token {token}")));
+        self.keep_in_mind();
+        let (reason, message) = note.unwrap_or_else(|| (reasons::HELD, format!("it holds with {}", self.tokens())));
         self.write(Failpoint::ClaimKeep, |status| {
             status.node_name = self.node().or(status.node_name.take());
             self.held(status, true, reason, &message);
@@ -271,13 +383,15 @@ impl Look {
     /// Without the store the claim need not wait: etcd has let it go, and a pinned hold that etcd doesn't have is
     /// freed when the store is back.
     async fn free(&self) -> Result<Next, Error> {
-        if let Some(open) = &self.open {
-            match around(Failpoint::ClaimFree, open.control.free(&self.key, &self.id)).await? {
-                Ok(()) | Err(Refusal::Unprovisioned) => {}
-                Err(refusal) => return self.refused(&refusal),
+        for one in &self.asked {
+            match self.free_one(one).await? {
+                Some(Ok(()) | Err(Refusal::Unprovisioned)) => {}
+                Some(Err(refusal)) => return self.refused(&refusal),
+                None if one.lock.is_some() && self.claim.metadata.deletion_timestamp.is_none() => {
+                    return Ok(Next::Rest(Some(SOON)));
+                }
+                None => {}
             }
-        } else if self.lock.is_some() && self.claim.metadata.deletion_timestamp.is_none() {
-            return Ok(Next::Rest(Some(SOON)));
         }
         self.ctx.renewals.forget(&self.id);
         if self.claim.metadata.deletion_timestamp.is_some() {
@@ -292,16 +406,30 @@ impl Look {
         self.end(why.filter(|why| plan::is_taken(why)).unwrap_or(reasons::RELEASED), message).await
     }
 
-    /// Leaves the queue.
+    /// Leaves the queues.
     async fn withdraw(&self) -> Result<(), Error> {
-        if let Some(open) = &self.open
-            && let Err(refusal) = around(Failpoint::ClaimWithdraw, open.control.free(&self.key, &self.id)).await?
-            && refusal != Refusal::Unprovisioned
-        {
-            info!(claim = %self.me, %refusal, "left in the queue; it is freed when the store is open");
-        }
+        self.free_all().await?;
         self.ctx.renewals.forget(&self.id);
         Ok(())
+    }
+
+    async fn free_all(&self) -> Result<(), Error> {
+        for one in &self.asked {
+            if let Some(Err(refusal)) = self.free_one(one).await?
+                && refusal != Refusal::Unprovisioned
+            {
+                info!(claim = %self.me, %refusal, "left in the queue; it is freed when the store is open");
+            }
+        }
+        Ok(())
+    }
+
+    /// What it holds or waits for of one lock; `None`: its store can't be asked.
+    async fn free_one(&self, one: &Asked) -> Result<Option<Result<(), Refusal>>, Error> {
+        let Some(open) = &one.open else { return Ok(None) };
+        let point =
+            if plan::stage(&self.claim) == Stage::Waiting { Failpoint::ClaimWithdraw } else { Failpoint::ClaimFree };
+        Ok(Some(around(self.point(one, point), open.control.free(&one.key, &self.id)).await?))
     }
 
     /// Ends without ever having held.
@@ -349,7 +477,7 @@ impl Look {
     /// From this write on, one that was decided before conflicts, and one that is decided after it sees the annotation.
     async fn withhold(&self) -> Result<Next, Error> {
         let Some(holder) = &self.claim.spec.holder_ref else { return Ok(Next::Rest(None)) };
-        let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), self.key.namespace());
+        let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), &self.namespace());
         let pod = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
         if let Some(pod) = pod.filter(is_gated) {
             let annotations = json!({ "annotations": { (WITHDRAWN): self.id.as_str() } });
@@ -368,8 +496,8 @@ impl Look {
         let Some(holder) = &self.claim.spec.holder_ref else {
             return Ok(Next::Rest(None));
         };
-        self.keep_in_mind(true);
-        let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), self.key.namespace());
+        self.keep_in_mind();
+        let pods: Api<Pod> = Api::namespaced(self.ctx.client.clone(), &self.namespace());
         let preconditions = Some(Preconditions { uid: Some(holder.uid.clone()), resource_version: None });
         let delete_options = Some(DeleteParams { preconditions, ..DeleteParams::default() });
         let params = EvictParams { delete_options, ..EvictParams::default() };

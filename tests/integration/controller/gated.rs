@@ -111,6 +111,31 @@ async fn the_label_may_change_while_the_gate_is_there() {
 }
 
 #[tokio::test]
+async fn one_that_waits_for_several_locks_gets_the_token_of_each() {
+    let f = Fixture::new().await;
+    for lock in ["a", "b", "c"] {
+        f.ready_lock(lock, |spec| spec.permits = 2).await;
+    }
+    f.claim("mine", "b", |spec| spec.locks[0].permits = Some(1)).await;
+    f.token_of("mine").await;
+    let pod = f.pods().gated("p", "c", &[GATE], json!({"leasehold.dev/locks": "c,a:shared,b=2"})).await;
+    queues(&f, &pod).await;
+    a_while().await;
+    assert!(is_gated(&f, "p").await, "one permit of b is missing");
+    f.delete::<LockClaim>("mine").await;
+    let token = let_go(&f, "p").await;
+    let pod = f.pods().api().get("p").await.expect("it is there");
+    let of = |lock: &str| {
+        pod.annotations()[&format!("fencing-token.leasehold.dev/{lock}")].parse::<i64>().expect("a number")
+    };
+    assert_eq!(of("c"), token);
+    let claim = f.claim_is(&claim_of(&pod), "holds", |claim| claim_condition(claim, types::HELD)).await;
+    for claimed in claim.status.expect("a status").locks {
+        assert_eq!(of(&claimed.name), claimed.fencing_token, "{}", claimed.name);
+    }
+}
+
+#[tokio::test]
 async fn one_that_is_deleted_while_it_waits_leaves_the_queue() {
     let f = Fixture::new().await;
     f.ready_lock("a", |_| {}).await;

@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_REASON};
 use leasehold::api::gated::{LOCKS, START_TIMEOUT, WAIT_TIMEOUT};
-use leasehold::api::{CONFIRM_ETCD_RESTORE, DistributedLock, LockClaim, LockStore};
+use leasehold::api::{CONFIRM_ETCD_RESTORE, DistributedLock, LockClaim, LockRequest, LockStore};
 use leasehold::lease::{Acquired, HolderId, Mode, Request, Wait};
 use leasehold::store::{Control, Store};
 use serde_json::json;
@@ -19,6 +19,7 @@ use crate::controller::elections::{among, leaders};
 use crate::controller::fixture::{Site, claim_condition, holder, is_ready, lock_condition, options, request};
 use crate::controller::gated::{GATE, claim_of, fails, let_go, merge, queues, says};
 use crate::controller::recovery::library_with_a_clock_to_set;
+use crate::controller::several::waits_at;
 use crate::policies::apply_force_release;
 use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, eventually, serving, wait_for};
 
@@ -36,6 +37,7 @@ pub(super) enum Tour {
     Store,
     Lock,
     Claim,
+    Several,
     Gated,
     Election,
     Force,
@@ -50,6 +52,7 @@ impl Tour {
             "store" => Tour::Store,
             "lock" => Tour::Lock,
             "claim" | "holds" => Tour::Claim,
+            "several" => Tour::Several,
             "gated" => Tour::Gated,
             "election" => Tour::Election,
             "force" => Tour::Force,
@@ -91,6 +94,7 @@ impl Tour {
             Tour::Store => store(site, attendant).await,
             Tour::Lock => lock(site, attendant).await,
             Tour::Claim => claim(site, attendant).await,
+            Tour::Several => several(site, attendant).await,
             Tour::Gated => gated(site, attendant).await,
             Tour::Election => election(site, attendant).await,
             Tour::Force => force(site, attendant).await,
@@ -251,6 +255,34 @@ async fn claim(site: &mut Site, attendant: &Attendant) {
     attendant.calm().await;
     remove_claim(site, "next").await;
     remove_lock(site, "a").await;
+}
+
+/// Claims of several locks wait for one while they hold another, leave, hold all, and give them back.
+async fn several(site: &mut Site, attendant: &Attendant) {
+    for lock in ["a", "aa", "b"] {
+        short_lock(site, lock).await;
+    }
+    site.claim("first", "b", |_| {}).await;
+    let first = site.token_of("first").await;
+    for (name, locks) in [("both", ["b", "a"]), ("leaves", ["aa", "b"])] {
+        site.claim(name, "b", |spec| spec.locks = locks.map(LockRequest::new).to_vec()).await;
+        waits_at(site, name, "b").await;
+    }
+    remove_claim(site, "leaves").await;
+    site.claim("next", "aa", |_| {}).await;
+    site.token_of("next").await;
+    holds_still(site, "first", first).await;
+    remove_claim(site, "first").await;
+    let both = site.token_of("both").await;
+    assert!(both > first);
+    attendant.calm().await;
+    holds_still(site, "both", both).await;
+    for claim in ["both", "next"] {
+        remove_claim(site, claim).await;
+    }
+    for lock in ["a", "aa", "b"] {
+        remove_lock(site, lock).await;
+    }
 }
 
 /// Pods wait by a gate: one holds, one gives up, one asks for another lock, one can't be read, and one doesn't start. A claim

@@ -1,0 +1,278 @@
+//! Claims of several locks: all of them or none.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use kube::ResourceExt;
+use leasehold::api::condition::{self, reasons, types};
+use leasehold::api::{DistributedLock, LockClaim, LockRequest};
+
+use super::fixture::{Fixture, Site, a_while, claim_condition};
+use crate::failpoints::witness::never_two;
+use crate::support::{LIMIT, RedisServer};
+
+/// A claim of these locks, as they are written.
+async fn claim(f: &Site, name: &str, locks: &[&str]) -> LockClaim {
+    let requests = locks.iter().map(|lock| LockRequest::new(*lock)).collect();
+    f.claim(name, locks[0], |spec| spec.locks = requests).await
+}
+
+/// The tokens with which it holds, in the order in which it names them.
+async fn tokens(f: &Site, name: &str) -> Vec<i64> {
+    let held = f.claim_is(name, "holds", |claim| claim_condition(claim, types::HELD)).await;
+    let status = held.status.clone().expect("a status");
+    let names: Vec<_> = status.locks.iter().map(|lock| lock.name.clone()).collect();
+    assert_eq!(names.join(","), held.lock_names(), "in the order in which it names them");
+    let tokens: Vec<i64> = status.locks.iter().map(|lock| lock.fencing_token).collect();
+    assert_eq!(status.fencing_token, tokens.first().copied());
+    tokens
+}
+
+pub(crate) async fn waits_at(f: &Site, name: &str, lock: &str) {
+    let waits = |claim: &LockClaim| {
+        let conditions = claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        condition::get(conditions, types::HELD).is_some_and(|held| held.message.ends_with(&format!("at {lock}")))
+    };
+    f.claim_is(name, &format!("waits at {lock}"), waits).await;
+}
+
+async fn is_free(f: &Site, lock: &str) {
+    let free = |lock: &DistributedLock| {
+        lock.status.as_ref().is_some_and(|s| s.observed_generation.is_some() && s.holder.is_none())
+    };
+    f.lock_is(lock, "is free", free).await;
+}
+
+async fn locks(f: &Site, names: &[&str]) {
+    for name in names {
+        f.ready_lock(name, |spec| spec.lease_duration_seconds = 2).await;
+    }
+}
+
+#[tokio::test]
+async fn all_are_held_with_a_token_each_and_released_together() {
+    let f = Fixture::new().await;
+    locks(&f, &["a", "b", "c"]).await;
+    claim(&f, "all", &["c", "a", "b"]).await;
+    let first = tokens(&f, "all").await;
+    let labels = f.test.api::<LockClaim>().get("all").await.expect("it").labels().clone();
+    assert!(["a", "b", "c"].iter().all(|lock| labels.contains_key(&format!("lock.leasehold.dev/{lock}"))));
+    let note = f.event("all", reasons::ACQUIRED).await;
+    assert!(note.contains("holds c,a,b with the tokens"), "{note}");
+    // Longer than their leases.
+    a_while().await;
+    a_while().await;
+    for lock in ["a", "b", "c"] {
+        f.claim(lock, lock, |_| {}).await;
+        f.has_its_place(lock).await;
+    }
+    f.delete::<LockClaim>("all").await;
+    for (at, lock) in ["c", "a", "b"].into_iter().enumerate() {
+        assert!(f.token_of(lock).await > first[at]);
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_one_is_told_of_none_and_blocks_no_lock_that_it_does_not_name() {
+    let f = Fixture::new().await;
+    locks(&f, &["a", "b", "other"]).await;
+    f.claim("mine", "b", |_| {}).await;
+    f.token_of("mine").await;
+    claim(&f, "both", &["b", "a"]).await;
+    waits_at(&f, "both", "b").await;
+    f.claim("other", "other", |_| {}).await;
+    f.token_of("other").await;
+    // Its place in the queue of `b` and its hold of `a` outlive the lease.
+    f.claim("later", "b", |_| {}).await;
+    f.has_its_place("later").await;
+    a_while().await;
+    f.delete::<LockClaim>("mine").await;
+    tokens(&f, "both").await;
+    f.claim_reason("later", types::HELD, reasons::WAITING).await;
+    f.delete::<LockClaim>("both").await;
+    f.token_of("later").await;
+}
+
+#[tokio::test]
+async fn opposite_orders_do_not_wait_for_each_other() {
+    let f = Fixture::new().await;
+    locks(&f, &["a", "b", "c"]).await;
+    let orders = [["a", "b"], ["b", "a"], ["c", "a"], ["b", "c"], ["c", "b"], ["a", "c"]];
+    let made = orders.iter().enumerate().map(|(number, order)| {
+        let f = &f;
+        async move { claim(f, &format!("claim-{number}"), order).await }
+    });
+    join_all(made).await;
+    let turns = (0..orders.len()).map(|number| {
+        let f = &f;
+        async move {
+            let name = format!("claim-{number}");
+            let tokens = tokens(f, &name).await;
+            f.delete::<LockClaim>(&name).await;
+            tokens
+        }
+    });
+    let tokens = join_all(turns).await.concat();
+    assert_eq!(tokens.len(), 12, "each had its turn");
+    for lock in ["a", "b", "c"] {
+        is_free(&f, lock).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_single_claims_starves_none_of_several() {
+    let f = Fixture::new().await;
+    locks(&f, &["a", "b"]).await;
+    for lock in ["a", "b"] {
+        f.claim(&format!("{lock}-0"), lock, |_| {}).await;
+        f.token_of(&format!("{lock}-0")).await;
+    }
+    claim(&f, "both", &["a", "b"]).await;
+    waits_at(&f, "both", "a").await;
+    let stream = async |lock: &str| {
+        for number in 1.. {
+            let (last, next) = (format!("{lock}-{}", number - 1), format!("{lock}-{number}"));
+            f.claim(&next, lock, |_| {}).await;
+            f.has_its_place(&next).await;
+            f.delete::<LockClaim>(&last).await;
+            f.test.gone::<LockClaim>(&last, LIMIT).await;
+            if number == 5 {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        _ = tokens(&f, "both") => {}
+        () = async { tokio::join!(stream("a"), stream("b")); } => { tokens(&f, "both").await; }
+    }
+}
+
+#[tokio::test]
+async fn one_that_gives_up_keeps_nothing() {
+    let f = Fixture::new().await;
+    locks(&f, &["a", "b"]).await;
+    f.claim("mine", "b", |_| {}).await;
+    f.token_of("mine").await;
+    for (name, limit, reason) in [("at-once", 0, reasons::BUSY), ("soon", 1, reasons::WAIT_TIMEOUT)] {
+        f.claim(name, "a", |spec| {
+            spec.locks = ["a", "b"].map(LockRequest::new).to_vec();
+            spec.wait_timeout_seconds = Some(limit);
+        })
+        .await;
+        f.claim_reason(name, types::FINISHED, reason).await;
+    }
+    f.claim("single", "a", |_| {}).await;
+    f.token_of("single").await;
+}
+
+#[tokio::test]
+async fn while_one_is_missing_the_others_are_free() {
+    let f = Fixture::new().await;
+    locks(&f, &["a", "b"]).await;
+    f.claim("mine", "b", |_| {}).await;
+    f.token_of("mine").await;
+    claim(&f, "three", &["a", "b", "later"]).await;
+    let missing = f.claim_reason("three", types::HELD, reasons::LOCK_NOT_FOUND).await;
+    let held = condition::get(&missing.status.as_ref().unwrap().conditions, types::HELD).unwrap();
+    assert!(held.message.contains("no DistributedLock later yet"), "{}", held.message);
+    locks(&f, &["later"]).await;
+    waits_at(&f, "three", "b").await;
+    // `a` is held meanwhile; when `b` goes, it is given back.
+    f.delete::<LockClaim>("mine").await;
+    tokens(&f, "three").await;
+    f.delete::<LockClaim>("three").await;
+    f.claim("again", "b", |_| {}).await;
+    f.token_of("again").await;
+    claim(&f, "waits", &["a", "b"]).await;
+    waits_at(&f, "waits", "b").await;
+    f.delete::<DistributedLock>("b").await;
+    f.claim_reason("waits", types::HELD, reasons::LOCK_NOT_FOUND).await;
+    f.claim("single", "a", |_| {}).await;
+    f.token_of("single").await;
+}
+
+#[tokio::test]
+async fn all_are_put_back_when_redis_and_the_controller_are_lost() {
+    let mut f = Fixture::over(RedisServer::start().await).await;
+    locks(&f, &["a", "b"]).await;
+    claim(&f, "both", &["b", "a"]).await;
+    let before = tokens(&f, "both").await;
+    claim(&f, "next", &["a", "b"]).await;
+    waits_at(&f, "next", "a").await;
+    f.controller.kill();
+    f.redis.kill();
+    f.redis.restart().await;
+    f.controller.restart().await;
+    a_while().await;
+    assert_eq!(tokens(&f, "both").await, before);
+    f.delete::<LockClaim>("both").await;
+    let after = tokens(&f, "next").await;
+    assert!(after[0] > before[1] && after[1] > before[0], "{after:?} after {before:?}");
+}
+
+/// The same numbers in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).expect("31 bits") % limit
+    }
+
+    /// Some of them, in any order.
+    fn some_of<'a>(&mut self, all: &[&'a str], count: usize) -> Vec<&'a str> {
+        let mut left = all.to_vec();
+        (0..count).map(|_| left.remove(self.below(left.len()))).collect()
+    }
+}
+
+const RING: [&str; 4] = ["a", "b", "c", "d"];
+
+/// Claims one to three locks again and again, and holds each time for a moment. The tokens of each lock, in their order.
+async fn work(f: &Site, worker: usize, rounds: usize) -> Vec<(String, i64)> {
+    let (mut dice, mut all) = (Dice(worker as u64 + 7), Vec::new());
+    for round in 0..rounds {
+        let count = 1 + dice.below(3);
+        let (name, asked) = (format!("worker-{worker}-{round}"), dice.some_of(&RING, count));
+        claim(f, &name, &asked).await;
+        let tokens = tokens(f, &name).await;
+        all.extend(asked.iter().map(|lock| (*lock).to_owned()).zip(tokens));
+        tokio::time::sleep(Duration::from_millis(dice.below(40) as u64)).await;
+        f.delete::<LockClaim>(&name).await;
+    }
+    all
+}
+
+#[tokio::test]
+async fn random_claims_under_kills_never_share_a_lock_and_all_have_their_turn() {
+    let mut f = Fixture::over(RedisServer::start().await).await;
+    locks(&f, &RING).await;
+    let shared = never_two(f.pods().api().clone(), f.test.api());
+    let (workers, rounds) = (6, 12);
+    let site = Site { test: f.test.clone(), redis: RedisServer::start().await };
+    let all = join_all((0..workers).map(|worker| work(&site, worker, rounds)));
+    let strikes = async {
+        for strike in 0..3 {
+            a_while().await;
+            a_while().await;
+            if strike == 1 {
+                f.redis.kill();
+                f.redis.restart().await;
+            }
+            f.controller.kill();
+            f.controller.restart().await;
+        }
+    };
+    let granted = tokio::select! {
+        why = shared => panic!("{why}"),
+        (granted, ()) = async { tokio::join!(all, strikes) } => granted.concat(),
+    };
+    for lock in RING {
+        let mut tokens: Vec<i64> = granted.iter().filter(|(of, _)| of == lock).map(|(_, token)| *token).collect();
+        let count = tokens.len();
+        tokens.sort_unstable();
+        tokens.dedup();
+        assert_eq!(tokens.len(), count, "each grant of {lock} has a token of its own");
+    }
+    println!("{} claims were granted {} locks", workers * rounds, granted.len());
+}
