@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use leasehold::api::condition::{reasons, types};
-use leasehold::api::{LOCK_LABEL, LockClaim, LockMode};
+use leasehold::api::{DistributedLock, LOCK_LABEL, LockClaim, LockMode};
+use serde_json::json;
 
 use super::fixture::{Fixture, a_while, claim_condition, lock_condition};
 use crate::support::{LIMIT, wait_for};
@@ -82,6 +83,32 @@ async fn shared_claims_hold_together_and_an_exclusive_one_alone() {
     f.claim_reason("reader-3", types::HELD, reasons::WAITING).await;
     f.delete::<LockClaim>("writer").await;
     f.token_of("reader-3").await;
+}
+
+#[tokio::test]
+async fn permits_that_are_raised_under_a_writer_let_nobody_in() {
+    let f = Fixture::new().await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("writer", "a", |spec| spec.locks[0].mode = Some(LockMode::Exclusive)).await;
+    let token = f.token_of("writer").await;
+    f.claim("counted", "a", |_| {}).await;
+    f.claim("reader", "a", |spec| spec.locks[0].mode = Some(LockMode::Shared)).await;
+    for waiter in ["counted", "reader"] {
+        f.has_its_place(waiter).await;
+    }
+    let raised: DistributedLock = f.change("a", json!({"permits": 5})).await;
+    let seen = |lock: &DistributedLock| {
+        lock.status.as_ref().is_some_and(|s| s.observed_generation == raised.metadata.generation)
+    };
+    f.lock_is("a", "has seen it", seen).await;
+    a_while().await;
+    for waiter in ["counted", "reader"] {
+        f.claim_reason(waiter, types::HELD, reasons::WAITING).await;
+    }
+    f.delete::<LockClaim>("writer").await;
+    for waiter in ["counted", "reader"] {
+        assert!(f.token_of(waiter).await > token, "both fit now");
+    }
 }
 
 #[tokio::test]
