@@ -62,7 +62,7 @@ cluster: ## Start a Kubernetes of one node, with a real kubelet; needs root on L
 cluster-down: ## End it, and leave nothing
 	@tests/cluster/node/down.sh
 
-e2e: tools ## Install the chart on a Kubernetes of one node, and break things; needs root on Linux
+e2e: tools ## Install the chart on a Kubernetes of one node, break things, and upgrade; needs root on Linux
 	@tests/e2e/run
 
 control-plane: ## Build the control plane of the tests (minutes, once)

@@ -5,7 +5,7 @@
 #   kubeconfig   for an administrator, from anywhere on this machine
 #   env          to be sourced: KUBECONFIG, and PATH with kubectl, helm, helm-unittest, kubeconform, ctr and in-node,
 #                which runs a command inside the node, where Services and pods can be reached
-#   audit.log    one line of JSON for each write to the API
+#   audit.log    one line of JSON for each write to the API; of pods, with what is written
 #   logs/, run/  the log of each part, and the command that starts it; pids/ has its process id inside the node
 # Needs root. Only one such cluster can run at a time.
 #
@@ -234,6 +234,8 @@ omitStages: [RequestReceived]
 rules:
   - level: None
     verbs: [get, list, watch]
+  - level: Request
+    resources: [{resources: [pods, pods/status]}]
   - level: Metadata
 YAML
 
