@@ -39,7 +39,7 @@ use super::nodes::Reach;
 use super::pods::{Follower, Holder};
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{is_conflict, is_not_found};
-use super::{Context, Error};
+use super::{Context, Error, SOON};
 use crate::api::condition::reasons;
 use crate::api::{DistributedLock, FINALIZER, LockClaim, LockRequest, NodeUnreachablePolicy};
 use crate::failpoint::{Failpoint, around};
@@ -47,7 +47,7 @@ use crate::lease::{HolderId, LockKey, Request, Wait};
 use crate::store::{Control, Remembered, StoreError};
 pub(super) use arrivals::{Arrivals, Standing};
 pub(super) use latest::Latest;
-use plan::{Facts, SOON, Step, Store};
+use plan::{Facts, Step, Store};
 pub(super) use plan::{Stage, holder_id, is_of_gated_pod, name_for_pod, stage};
 use walk::Next;
 

@@ -10,12 +10,10 @@ use kube::ResourceExt;
 
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, FINALIZER, LockClaim, LockMode, LockRequest, NodeUnreachablePolicy};
+use crate::controller::SOON;
 use crate::controller::fate::Fate;
 use crate::controller::nodes::Reach;
 use crate::lease::{FencingToken, HolderId, Mode};
-
-/// How soon a claim is looked at again that waits for its store.
-pub(super) const SOON: Duration = Duration::from_millis(250);
 
 /// What is said to a claim for a lock with an election.
 const ELECTED: &str = "the lock elects its holders among pods; no claim can hold it";

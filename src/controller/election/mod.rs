@@ -39,7 +39,7 @@ use super::pods::{Follower, Holder};
 use super::renewals::Kept;
 use super::stores::OpenStore;
 use super::writes::{api_of, is_conflict, is_not_found, patch_metadata, replace_status};
-use super::{Context, Error};
+use super::{Context, Error, SOON};
 use crate::api::condition::reasons;
 use crate::api::election::{ELECTED_BY, FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY, TERM};
 use crate::api::{DistributedLock, ElectedLeader, ElectionStatus, HolderKind, HolderRef};
@@ -51,8 +51,6 @@ use plan::{Facts, Leader, Step, plan};
 
 pub(super) use watched::Electorates;
 
-/// How soon an election is looked at again that waits for Redis.
-const SOON: Duration = Duration::from_millis(250);
 /// After a conflict: what was read is being read again.
 const AT_ONCE: Duration = Duration::from_millis(20);
 /// Steps taken in one look: with 20 leaders, each is unmarked, released, freed, chosen and marked, and some to spare.

@@ -74,6 +74,8 @@ async fn seal(
             return Ok(Action::requeue(SOON));
         }
     };
+    // Those that wait for it, and hold other locks meanwhile, give them back.
+    ctx.triggers.claims_of(ctx, key);
     if lock.force_release().is_some()
         && let Some(record) = open.control.store().inspect(key).await?
         && force::heed(ctx, lock, key, open, &record).await? == Heeded::Written

@@ -20,7 +20,7 @@ use tracing::info;
 use super::boottime::boottime;
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{api_of, set_finalizer};
-use super::{Context, Error, election};
+use super::{Context, Error, SOON, election};
 use crate::api::condition::reasons;
 use crate::api::{DistributedLock, FINALIZER, LockStore};
 use crate::failpoint::{Failpoint, around};
@@ -37,8 +37,6 @@ pub(super) use record::holds_of;
 
 /// A lock is looked at so often even if nothing seems to happen, since a message may be lost.
 const SLOW_LOOK: Duration = Duration::from_secs(10);
-/// How soon a lock is looked at again that waits for its store or a budget.
-const SOON: Duration = Duration::from_millis(250);
 
 /// What is kept of a lock between two looks. Losing it costs a write, nothing else.
 #[derive(Default)]

@@ -67,11 +67,13 @@ async fn every_value_within_its_bounds_is_accepted() {
 #[tokio::test]
 async fn every_lock_out_of_its_bounds_is_refused() {
     let test = TestNamespace::new().await;
+    let nine: Vec<Value> = (0..9).map(|number| json!({"name": format!("lock-{number}")})).collect();
     Kind::namespaced::<LockClaim>(&test)
         .refuses(&[
             (json!({}), "spec.locks: Required value"),
             (json!({"locks": []}), "should have at least 1 items"),
-            (json!({"locks": [{"name": "a"}, {"name": "b"}]}), "must have at most 1 item"),
+            (json!({"locks": nine}), "must have at most 8 items"),
+            (json!({"locks": [{"name": "a"}, {"name": "a"}]}), "duplicate entries"),
             (lock(json!({"name": "n".repeat(64)})), "may not be more than 63"),
             (lock(json!({"name": "Upper"})), "should match"),
             (lock(json!({"name": ""})), "should be at least 1 chars long"),
