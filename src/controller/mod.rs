@@ -226,11 +226,8 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
     let (noted, known, to_pods) = (arrivals.clone(), latest.clone(), triggers.clone());
     let claims = objects(scope.watch::<LockClaim>(&client, &all), move |event| {
         noted.note(event);
-        match event {
-            watcher::Event::Delete(claim) => known.forget(claim),
-            // Deletions may have been missed.
-            watcher::Event::Init => known.forget_all(),
-            _ => {}
+        if let watcher::Event::Delete(claim) = event {
+            known.forget(claim);
         }
         to_pods.claim_changed(event);
     });

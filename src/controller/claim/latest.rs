@@ -49,11 +49,6 @@ impl Latest {
         Deletion { latest: self, claim, done: false }
     }
 
-    /// Everything is listed anew.
-    pub(in crate::controller) fn forget_all(&self) {
-        self.claims().clear();
-    }
-
     /// It is gone.
     pub(in crate::controller) fn forget(&self, claim: &LockClaim) {
         self.claims().remove(claim.metadata.uid.as_deref().unwrap_or_default());

@@ -64,8 +64,10 @@ impl Look {
                 if reason == reasons::LOCK_IS_ELECTED {
                     self.withdraw().await?;
                 }
-                self.hold_nothing_meanwhile().await?;
-                self.wait(reason, &message, None).await
+                match self.hold_nothing_meanwhile().await? {
+                    Some(next) => Ok(next),
+                    None => self.wait(reason, &message, None).await,
+                }
             }
             Step::Rest(wait) => Ok(Next::Rest(wait)),
         }
@@ -191,10 +193,11 @@ impl Look {
         Ok(())
     }
 
-    /// It can't have one of its locks before somebody does something: it keeps none of the others from anybody.
-    async fn hold_nothing_meanwhile(&self) -> Result<(), Error> {
+    /// It can't have one of its locks before somebody does something: it keeps none of the others from anybody. They are
+    /// freed after etcd has the next attempt, so that a look at an old state frees nothing.
+    async fn hold_nothing_meanwhile(&self) -> Result<Option<Next>, Error> {
         let kept = self.asked.iter().any(|one| self.ctx.renewals.keeps(&self.id, &one.key));
-        if self.asked.len() > 1 && kept { self.withdraw().await } else { Ok(()) }
+        if self.asked.len() > 1 && kept { Ok(Some(self.next_attempt().await?)) } else { Ok(None) }
     }
 
     async fn not_granted(&self, one: &Asked, answer: Acquired) -> Result<Next, Error> {
@@ -219,14 +222,14 @@ impl Look {
                 let message = format!("it asks for more than the {permits} permits that {} has", one.key.name());
                 self.give_up(reasons::UNSATISFIABLE, &message).await
             }
-            Acquired::LockIsElected => {
-                self.hold_nothing_meanwhile().await?;
-                self.wait(reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await
-            }
-            Acquired::Sealed => {
-                self.hold_nothing_meanwhile().await?;
-                self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await
-            }
+            Acquired::LockIsElected => match self.hold_nothing_meanwhile().await? {
+                Some(next) => Ok(next),
+                None => self.wait(reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await,
+            },
+            Acquired::Sealed => match self.hold_nothing_meanwhile().await? {
+                Some(next) => Ok(next),
+                None => self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await,
+            },
             Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted => {
                 self.ctx.triggers.lock(lock_ref(&one.key));
                 let message = "the lock's record in Redis is being made";
