@@ -8,6 +8,7 @@ RUN apt-get update \
 WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
 COPY src ./src
+COPY docs/troubleshooting.md ./docs/
 COPY benches ./benches
 COPY tests ./tests
 RUN target="$(uname -m)-unknown-linux-musl" \

@@ -29,6 +29,7 @@ lint: ## Check format, lints, licences, layers, scripts, and that crds/ and docs
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	@command -v cargo-deny >/dev/null || { echo 'Installing cargo-deny (some minutes, once).'; cargo install --locked cargo-deny; }
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps --lib
 	cargo deny --locked check bans licenses sources
 	cargo test --quiet --locked --test integration layering::
 	@for script in $(SCRIPTS); do bash -n "$$script"; done

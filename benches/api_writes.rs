@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
-use kube::Api;
+use kube::{Api, Client};
 use leasehold::api::DistributedLock;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::support::{AuditEntry, ControlPlane, Controller, ControllerOptions, RedisServer};
+use crate::cluster::{Cluster, NAMESPACE};
+use crate::report::verdict;
+use crate::support::AuditEntry;
 
 const MANIFEST: &str = r#"
 apiVersion: leasehold.dev/v1alpha1
@@ -28,25 +30,17 @@ const TARGET: u32 = 50;
 
 /// Counts for so many minutes, and prints.
 pub(crate) async fn run(minutes: u32) -> Result<()> {
-    let (plane, redis) = (ControlPlane::start().await, RedisServer::start().await);
-    plane.install_crds();
-    kubectl(&plane, &["create", "namespace", "leasehold-system"])?;
-    let mut options = ControllerOptions::new(env!("CARGO_BIN_EXE_leasehold"), &plane);
-    options.redis_address = Some(redis.address());
-    let _controller = Controller::start(options).await;
-    plane.apply("default", MANIFEST).map_err(anyhow::Error::msg)?;
+    let cluster = Cluster::start().await?;
+    cluster.apply(MANIFEST)?;
     // The claim is told first, the lock's status follows.
-    kubectl(&plane, &["wait", "--for=condition=Held", "lclaim,dlock", "--all", "--timeout=60s"])?;
+    cluster.kubectl(&["wait", "--for=condition=Held", "lclaim,dlock", "--all", "--timeout=60s"])?;
     println!("One held lock with leases of 15 s, for {minutes} minutes");
     let from = Timestamp::now();
-    let seen = read_each_second(&plane, Duration::from_secs(60 * u64::from(minutes))).await?;
-    let writes: Vec<AuditEntry> = plane.controller_writes().into_iter().filter(|write| write.time >= from).collect();
+    let seen = read_each_second(&cluster.client, Duration::from_secs(60 * u64::from(minutes))).await?;
+    let writes: Vec<AuditEntry> =
+        cluster.plane.controller_writes().into_iter().filter(|write| write.time >= from).collect();
     print(minutes, &writes, &seen);
     Ok(())
-}
-
-fn kubectl(plane: &ControlPlane, args: &[&str]) -> Result<String> {
-    plane.kubectl(args).map_err(anyhow::Error::msg)
 }
 
 /// What the reader has seen.
@@ -58,8 +52,8 @@ struct Seen {
     least: Option<SignedDuration>,
 }
 
-async fn read_each_second(plane: &ControlPlane, time: Duration) -> Result<Seen> {
-    let locks: Api<DistributedLock> = Api::namespaced(plane.client().await, "default");
+async fn read_each_second(client: &Client, time: Duration) -> Result<Seen> {
+    let locks: Api<DistributedLock> = Api::namespaced(client.clone(), NAMESPACE);
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (end, mut seen) = (Instant::now() + time, Seen::default());
@@ -83,7 +77,6 @@ fn print(minutes: u32, writes: &[AuditEntry], seen: &Seen) {
     for (kind, count) in &kinds {
         println!("  {kind:<44}{count:>6}");
     }
-    let verdict = |met: bool| if met { "met" } else { "missed" };
     let (count, target) = (writes.len(), TARGET * minutes / 10);
     println!(
         "  {:<44}{count:>6}  target ≤ {target}, {}",

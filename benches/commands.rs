@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 
-use crate::LOCKS;
 use crate::floor::Floor;
 use crate::fresh_id;
 use crate::ours::{Ours, holder};
 use crate::server::Server;
 use crate::support::RedisServer;
+use crate::{LEASE, LOCKS};
 
 const BATCHES: usize = 20;
 const CALLS: f64 = (BATCHES * LOCKS) as f64;
@@ -82,7 +82,7 @@ impl Steps {
 /// Runs every step on all locks, and prints what each has cost.
 pub(crate) async fn print(redis: &RedisServer) -> Result<()> {
     let server = &Server::of(redis).await?;
-    let (ours, floor) = (&Ours::set_up(server).await?, &Floor::set_up(server).await?);
+    let (ours, floor) = (&Ours::set_up(server, LEASE).await?, &Floor::set_up(server).await?);
     let mut steps = Steps::default();
     server.reset_stats().await?;
     for _ in 0..BATCHES {

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use kube::runtime::watcher::{Config, Event, watcher};
-use kube::{Api, ResourceExt};
 use leasehold::api::election::{LEADER, ROLE_LABEL};
 use serde_json::json;
 
-use crate::support::{ControlPlane, Controller, ControllerOptions, LIMIT, PodActor, RedisServer, wait_for};
+use crate::cluster::{Cluster, NAMESPACE};
+use crate::report::verdict;
+use crate::support::{LIMIT, PodActor};
 
-const NAMESPACE: &str = "default";
 const NODE: &str = "bench";
 const LOCK: &str = r#"
 apiVersion: leasehold.dev/v1alpha1
@@ -27,22 +28,14 @@ const TARGET: Duration = Duration::from_millis(200);
 
 /// Lets so many leaders end, one after the other, and prints.
 pub(crate) async fn run(rounds: usize) -> Result<()> {
-    let (plane, redis) = (ControlPlane::start().await, RedisServer::start().await);
-    plane.install_crds();
-    plane.kubectl(&["create", "namespace", "leasehold-system"]).map_err(anyhow::Error::msg)?;
-    let mut options = ControllerOptions::new(env!("CARGO_BIN_EXE_leasehold"), &plane);
-    options.redis_address = Some(redis.address());
-    let _controller = Controller::start(options).await;
-    let client = plane.client().await;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
-    wait_for("the default service account", LIMIT, async || accounts.get_opt("default").await.ok()?).await;
-    let pods = PodActor::new(client, NAMESPACE);
+    let cluster = Cluster::start().await?;
+    let pods = PodActor::new(cluster.client.clone(), NAMESPACE);
     pods.node(NODE, true).await;
     for number in 0..3 {
         pods.serve(&format!("report-{number}"), "report", NODE).await;
     }
     let mut changes = pin!(watcher(pods.api().clone(), Config::default().labels("app=report")));
-    plane.apply(NAMESPACE, LOCK).map_err(anyhow::Error::msg)?;
+    cluster.apply(LOCK)?;
     let (mut leader, _) = next_leader(&mut changes, "").await?;
     let mut times = Vec::with_capacity(rounds);
     for number in 3..rounds + 3 {
@@ -78,7 +71,7 @@ async fn next_leader(
 fn print(mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
-    let verdict = if at(99) < TARGET { "met" } else { "missed" };
+    let verdict = verdict(at(99) < TARGET);
     println!("Election: from the API server's knowledge of the death to the new leader's label, {} times", times.len());
     println!(
         "  p50 {:>8.1?}   p90 {:>8.1?}   p99 {:>8.1?}  target p99 < {TARGET:?}, {verdict}",

@@ -4,10 +4,13 @@
 //!
 //! `cargo bench --bench leasehold` takes three minutes, with the elections of pods at its end (`-- elections`: these
 //! alone); `-- api-writes [minutes]` counts what one held lock costs the API server, in ten minutes or as many as are
-//! given; `-- gated [pods]` what 200 and 2,000 pods cost that wait for a semaphore, or as many as are given; `-- unrelated`
-//! what 20,000 pods cost that don't wait.
+//! given; `-- gated [pods]` what 200 and 2,000 pods cost that wait for a semaphore, or as many as are given;
+//! `-- unrelated` what 20,000 pods cost that don't wait; `-- agent [renewals]` what an agent needs of memory after 3,600
+//! renewals, which takes 12 minutes, or as many as are given.
 
+mod agent;
 mod api_writes;
+mod cluster;
 mod commands;
 mod elections;
 mod floor;
@@ -34,6 +37,7 @@ use server::Server;
 use support::RedisServer;
 
 const LOCKS: usize = 64;
+const LEASE: Duration = Duration::from_secs(15);
 const ROUNDS: usize = 7;
 const ROUND_TIME: Duration = Duration::from_millis(1000);
 const HANDOVERS: usize = 1500;
@@ -68,8 +72,15 @@ fn main() -> Result<()> {
             let pods = pods.parse().with_context(|| format!("{pods} is no number of pods"))?;
             two_threads()?.block_on(gated::run(&[pods]))
         }
+        ["agent"] => two_threads()?.block_on(agent::run(3600)),
+        ["agent", renewals] => {
+            let renewals = renewals.parse().with_context(|| format!("{renewals} is no number of renewals"))?;
+            two_threads()?.block_on(agent::run(renewals))
+        }
         ["unrelated"] => two_threads()?.block_on(gated::unrelated(20_000)),
-        _ => bail!("leasehold takes nothing, or: elections, api-writes [minutes], gated [pods], unrelated"),
+        _ => bail!(
+            "leasehold takes nothing, or: elections, api-writes [minutes], gated [pods], unrelated, agent [renewals]"
+        ),
     }
 }
 
@@ -93,7 +104,7 @@ fn against_the_floors() -> Result<()> {
 
 async fn measure(redis: &RedisServer) -> Result<()> {
     let server = Server::of(redis).await?;
-    let (ours, floor) = (Ours::set_up(&server).await?, Floor::set_up(&server).await?);
+    let (ours, floor) = (Ours::set_up(&server, LEASE).await?, Floor::set_up(&server).await?);
     one_client(&server, &ours, &floor).await?;
     many_tasks(&server, &ours, &floor).await?;
     hand_over(&server).await

@@ -22,19 +22,8 @@ fn request(id: &HolderId, wait: Wait) -> Request {
     Request { id: id.clone(), mode: Mode::Counted(1), priority: 0, wait, identity, pod_uid: None }
 }
 
-fn provision(number: usize) -> Provision {
-    Provision {
-        lock_uid: format!("{number:036x}"),
-        generation: 1,
-        permits: 1,
-        lease: Duration::from_secs(15),
-        max_hold: None,
-        elected: false,
-        token_floor: 0,
-        quarantine: Duration::ZERO,
-        token_ceiling: None,
-        holds: Vec::new(),
-    }
+fn provision(number: usize, lease: Duration) -> Provision {
+    Provision::new(format!("{number:036x}"), 1, lease)
 }
 
 /// A holder id never used before.
@@ -43,8 +32,8 @@ pub(crate) fn holder() -> Result<HolderId> {
 }
 
 impl Ours {
-    /// Loads the library, opens the gate and provisions all locks.
-    pub(crate) async fn set_up(server: &Server<'_>) -> Result<Self> {
+    /// Loads the library, opens the gate and provisions all locks, with leases of this length.
+    pub(crate) async fn set_up(server: &Server<'_>, lease: Duration) -> Result<Self> {
         let ours = Self::connect(server)?;
         ours.store.load_library(LIBRARY_SOURCE).await?;
         let control = Control::new(ours.store.clone(), format!("{:036x}", 1), 1);
@@ -52,7 +41,7 @@ impl Ours {
         let epoch = seen.epoch.next().context("no epoch is left")?.max(Epoch::at_least_since_2026(0));
         control.open(&Opening { run_id: seen.run_id, replid: seen.replid, epoch }).await??;
         for (number, lock) in ours.locks.iter().enumerate() {
-            control.provision(lock, &provision(number)).await??;
+            control.provision(lock, &provision(number, lease)).await??;
         }
         Ok(ours)
     }

@@ -7,13 +7,18 @@ pub(crate) enum Bound {
     AtLeast(f64),
 }
 
+/// Whether a target is met, in a word.
+pub(crate) fn verdict(met: bool) -> &'static str {
+    if met { "met" } else { "missed" }
+}
+
 impl Bound {
     fn judge(self, ratio: f64) -> String {
         let (sign, limit, met) = match self {
             Self::AtMost(limit) => ('≤', limit, ratio <= limit),
             Self::AtLeast(limit) => ('≥', limit, ratio >= limit),
         };
-        format!("{sign} {limit}x, {}", if met { "met" } else { "missed" })
+        format!("{sign} {limit}x, {}", verdict(met))
     }
 }
 

@@ -55,6 +55,12 @@ impl<'a> Server<'a> {
         line.map(|value| value.trim().to_owned()).with_context(|| format!("INFO {section} has no {name}"))
     }
 
+    /// How often functions were called.
+    pub(crate) async fn calls(&self) -> Result<u32> {
+        let calls = self.command_stats().await?.into_iter().find(|(name, _)| name == "fcall");
+        Ok(calls.map_or(0.0, |(_, stat)| stat.calls) as u32)
+    }
+
     /// CPU time that the server has used, user and system.
     pub(crate) async fn cpu(&self) -> Result<Duration> {
         let user: f64 = self.field("cpu", "used_cpu_user").await?.parse()?;

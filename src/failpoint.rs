@@ -99,8 +99,6 @@ failpoints! {
     LockLowered = "lock.lowered",
     /// A record is made or changed.
     LockProvision = "lock.provision",
-    /// A waiting claim joins the queue of a record that is new.
-    LockRejoin = "lock.rejoin",
     /// What is over ends, and who is next is promoted.
     LockExpire = "lock.expire",
     /// Delegated holds are renewed before their expiry is published.
@@ -109,6 +107,8 @@ failpoints! {
     LockPutBack = "lock.put-back",
     /// A hold or place that nobody records is freed.
     LockFreeOrphan = "lock.free-orphan",
+    /// A direct hold whose pod has ended is freed.
+    LockFreeEnded = "lock.free-ended",
     /// The status of a lock.
     LockStatus = "lock.status",
     /// An Event about a lock.
@@ -120,6 +120,8 @@ failpoints! {
 
     /// A claim of several locks asks for the next one.
     SeveralAsk = "several.ask",
+    /// Its places at the next ones are kept while it waits for one before them again.
+    SeveralReserve = "several.reserve",
     /// The grant of the next one is pinned.
     SeveralPin = "several.pin",
     /// The next one is freed.
@@ -205,6 +207,19 @@ failpoints! {
 
     /// Delegated holds are renewed.
     HoldsRenew = "holds.renew",
+
+    /// The connection Secret of a namespace is made.
+    CredentialsMake = "credentials.make",
+    /// What a connection Secret says is changed: a new password, an old one that is over, another address.
+    CredentialsChange = "credentials.change",
+    /// The Redis user of a namespace is made or changed.
+    CredentialsGrant = "credentials.grant",
+    /// The Redis user of a namespace is deleted.
+    CredentialsRevoke = "credentials.revoke",
+    /// The connection Secret of a namespace is deleted.
+    CredentialsRemove = "credentials.remove",
+    /// An Event about a namespace.
+    CredentialsEvent = "credentials.event",
 }
 
 #[cfg(debug_assertions)]

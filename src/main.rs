@@ -1,5 +1,7 @@
 //! The `leasehold` binary.
 
-fn main() -> anyhow::Result<()> {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     leasehold::cli::run()
 }

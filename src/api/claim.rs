@@ -7,10 +7,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, LockMode, MAX_SAFE, MAX_SECONDS, seconds};
+use super::{Condition, LockMode, MAX_PERMITS, MAX_SAFE, MAX_SECONDS, seconds};
 
 /// How many locks a claim can name.
-const MAX_LOCKS: usize = super::gated::MAX_LOCKS;
+pub(super) const MAX_LOCKS: usize = 8;
 
 /// What a LockClaim asks for. Which locks, for whom and with which priority can't be changed: make another claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq, CustomResource, KubeSchema, Serialize, Deserialize)]
@@ -122,7 +122,7 @@ pub struct LockRequest {
     pub name: String,
     /// How many permits to take, up to 10000. Absent, and without a mode: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 10_000))]
+    #[schemars(range(min = 1, max = MAX_PERMITS))]
     pub permits: Option<i32>,
     /// How to hold it, unless by a number of permits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,13 +179,18 @@ pub struct LockClaimStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = i32::MAX))]
     pub attempt: Option<i32>,
+    /// Of several locks, which are taken in the order of their names: the last one in whose queue this attempt has come to
+    /// stand. Its places up to there are put back when Redis has lost them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub reached: Option<String>,
     /// The locks that it holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_LOCKS))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub locks: Vec<ClaimedLock>,
-    /// The fencing token of its hold of the first lock of spec.locks. A resource that refuses lower ones than the highest it has seen is safe from
-    /// holders of before.
+    /// The fencing token of its hold of the first lock of spec.locks. A resource that refuses lower ones than the highest
+    /// it has seen is safe from holders of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = MAX_SAFE))]
     pub fencing_token: Option<i64>,
@@ -251,6 +256,11 @@ impl LockClaim {
     /// How long it is kept once finished; `None` is for ever.
     pub fn ttl_after_finished(&self) -> Option<Duration> {
         self.spec.ttl_seconds_after_finished.map(seconds)
+    }
+
+    /// What it asks for of a lock.
+    pub fn asked(&self, lock: &str) -> Option<&LockRequest> {
+        self.spec.locks.iter().find(|asked| asked.name == lock)
     }
 
     /// What it has been granted of a lock.

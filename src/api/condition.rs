@@ -65,6 +65,8 @@ pub mod reasons {
     pub const EPOCH_EXHAUSTED: &str = "EpochExhausted";
     /// There is no such `DistributedLock`.
     pub const LOCK_NOT_FOUND: &str = "LockNotFound";
+    /// One of the locks is of a store that another controller serves.
+    pub const OTHER_CONTROLLER: &str = "OtherController";
     /// Held.
     pub const HELD: &str = "Held";
     /// Nobody holds it.
@@ -175,7 +177,9 @@ pub mod reasons {
     pub const ACTIVE: &str = "Active";
     /// What a pod waits for can't be read.
     pub const INVALID_LOCKS: &str = "InvalidLocks";
-    /// A pod holds and doesn't start, while others wait.
+    /// The name of a pod's claim is taken by one for somebody else.
+    pub const CLAIM_NAME_TAKEN: &str = "ClaimNameTaken";
+    /// A pod holds and doesn't start, while others may wait.
     pub const HOLDER_NOT_STARTED: &str = "HolderNotStarted";
     /// A pod has failed because it did not get its locks in time.
     pub const LOCK_NOT_ACQUIRED: &str = "LockNotAcquired";
@@ -189,6 +193,14 @@ pub mod reasons {
     pub const LOCK_ACQUIRED: &str = "LockAcquired";
     /// A pod leads.
     pub const ELECTED: &str = "Elected";
+    /// A namespace got a Redis user and the Secret with which its processes log in.
+    pub const CREDENTIALS_MADE: &str = "CredentialsMade";
+    /// A namespace got a new password.
+    pub const CREDENTIALS_ROTATED: &str = "CredentialsRotated";
+    /// A namespace has a Secret of our name that somebody else has made.
+    pub const SECRET_NOT_OURS: &str = "SecretNotOurs";
+    /// Several `LockStore`s allow the namespace, and nothing says which is meant.
+    pub const STORE_AMBIGUOUS: &str = "StoreAmbiguous";
     /// The record in Redis had a token that was never granted.
     pub const RECORD_TAMPERED: &str = "RecordTampered";
 }

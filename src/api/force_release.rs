@@ -11,6 +11,9 @@ pub const FORCE_RELEASE_REASON: &str = "leasehold.dev/force-release-reason";
 /// Who; filled in by an admission policy, which lets pass no other than the caller.
 pub const FORCE_RELEASE_BY: &str = "leasehold.dev/force-release-by";
 
+/// How the policy refuses a token that can't be one. `charts/leasehold/policies/force-release.yaml` says the same.
+pub const REFUSAL: &str = "leasehold.dev/force-release must be a fencing token";
+
 /// What the annotations of a lock ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForceRelease {

@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{LockMode, LockRequest};
+use super::claim::MAX_LOCKS;
+use super::{LockMode, LockRequest, MAX_PERMITS};
 
 /// The label of a pod that waits for a lock, and the name of its scheduling gate. The label's value is the lock.
 pub const LOCK: &str = "leasehold.dev/lock";
@@ -17,13 +18,6 @@ pub const WAIT_TIMEOUT: &str = "leasehold.dev/wait-timeout-seconds";
 pub const START_TIMEOUT: &str = "leasehold.dev/start-timeout-seconds";
 /// The holder id of a hold that was taken back before the pod was let go: no older write can let it go by that one.
 pub const WITHDRAWN: &str = "leasehold.dev/withdrawn";
-/// The environment variable that the policies add: the token, by the downward API.
-pub const TOKEN_VARIABLE: &str = "LEASEHOLD_TOKEN";
-
-/// The most locks that a pod waits for.
-pub const MAX_LOCKS: usize = 8;
-/// The most permits of one lock.
-const MAX_PERMITS: i32 = 10_000;
 
 /// What a pod waits for, from its label and, if it has one, its annotation. The policies check the same at admission.
 ///

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::condition::{self, types};
-use super::{Condition, DEFAULT_STORE, ElectionSpec, ElectionStatus, MAX_SAFE, MAX_SECONDS, seconds};
+use super::{Condition, DEFAULT_STORE, ElectionSpec, ElectionStatus, MAX_PERMITS, MAX_SAFE, MAX_SECONDS, seconds};
 
 /// What a DistributedLock should be. May be left out: a mutex with a lease of 15 seconds.
 #[derive(Debug, Clone, PartialEq, Eq, CustomResource, KubeSchema, Serialize, Deserialize)]
@@ -61,7 +61,7 @@ pub struct DistributedLockSpec {
     /// How many can hold it at once: 1 is a mutex, more make it a semaphore, up to 10000. When it is lowered, nobody
     /// loses a hold; nothing more is granted until it fits. Default: 1.
     #[serde(default = "default_permits")]
-    #[schemars(range(min = 1, max = 10_000))]
+    #[schemars(range(min = 1, max = MAX_PERMITS))]
     pub permits: i32,
     /// The LockStore that keeps its leases. Immutable. Default: default.
     #[serde(default = "default_store")]
@@ -77,7 +77,8 @@ pub struct DistributedLockSpec {
     /// tainted node.kubernetes.io/out-of-service. Release: it is freed at once, and two may believe to hold it. Default: Keep.
     #[serde(default)]
     pub node_unreachable_policy: NodeUnreachablePolicy,
-    /// The longest time in seconds that one hold may last, renewed or not. Absent: no limit.
+    /// The longest time in seconds that one hold may last, renewed or not. A claim of several locks holds this one while it
+    /// waits for those of later names. Absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_SECONDS))]
     pub max_hold_seconds: Option<i32>,
@@ -184,7 +185,7 @@ pub struct LockHolder {
     pub pod_uid: Option<String>,
     /// How many permits it takes. Absent where a mode says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 10_000))]
+    #[schemars(range(min = 0, max = MAX_PERMITS))]
     pub permits: Option<i32>,
     /// How it is held, unless by a number of permits.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@
 
 mod claim;
 pub mod condition;
+pub mod direct;
 pub mod election;
 pub mod force_release;
 pub mod gated;
@@ -57,6 +58,9 @@ const MAX_SAFE: i64 = (1 << 53) - 1;
 /// The longest time that can be asked for: 365 days.
 pub(crate) const MAX_SECONDS: i32 = 31_536_000;
 
+/// The most permits of one lock.
+const MAX_PERMITS: i32 = 10_000;
+
 /// The definitions of all kinds, as they are installed: without `nullable`, with every condition `Unknown` until
 /// a controller has looked.
 pub fn crds() -> Vec<CustomResourceDefinition> {
@@ -67,6 +71,11 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     };
     let claim = Shape { optional_spec: false, conditions: &[types::HELD, types::FINISHED] };
     vec![store.finish(LockStore::crd()), lock.finish(DistributedLock::crd()), claim.finish(LockClaim::crd())]
+}
+
+/// The `Lease` by which the replicas of a controller of this name elect the one that works, in their own namespace.
+pub fn lease_name(controller_name: &str) -> String {
+    controller_name.replace('/', "-")
 }
 
 /// Whole seconds of a field that its schema keeps at zero or more.

@@ -17,8 +17,11 @@ const API_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct ConnectArgs {
     /// Kubeconfig to use; inside a cluster the service account is used, elsewhere $KUBECONFIG or ~/.kube/config.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig to use; default: its current one.
+    #[arg(long, value_name = "NAME", global = true)]
+    context: Option<String>,
 }
 
 impl ConnectArgs {
@@ -27,12 +30,13 @@ impl ConnectArgs {
     }
 
     pub(super) async fn config(self) -> anyhow::Result<Config> {
+        let options = KubeConfigOptions { context: self.context, ..KubeConfigOptions::default() };
         let mut config = match self.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                let options = KubeConfigOptions::default();
                 Config::from_custom_kubeconfig(file, &options).await.context("the kubeconfig")?
             }
+            None if options.context.is_some() => Config::from_kubeconfig(&options).await.context("the kubeconfig")?,
             None => Config::infer().await.context("no kubeconfig and not inside a cluster")?,
         };
         config.connect_timeout = Some(API_TIMEOUT);
@@ -64,9 +68,12 @@ impl InstallArgs {
 
 /// Runs a command until it ends.
 pub(super) fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        anyhow::bail!("another TLS provider was installed before");
-    }
+    install_tls()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
     runtime.block_on(command)
+}
+
+pub(super) fn install_tls() -> anyhow::Result<()> {
+    let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    installed.map_err(|_| anyhow::anyhow!("another TLS provider was installed before"))
 }

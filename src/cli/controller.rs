@@ -32,6 +32,25 @@ pub struct ControllerArgs {
     election: ElectionArgs,
     #[command(flatten)]
     bootstrap: BootstrapArgs,
+    #[command(flatten)]
+    direct: DirectArgs,
+}
+
+/// What namespaces get that are labelled leasehold.dev/direct: enabled.
+#[derive(Debug, Clone, clap::Args)]
+struct DirectArgs {
+    /// Give them a Redis user, and the Secret leasehold-connection.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    direct_credentials: bool,
+    /// Seconds that an old password works after another was made.
+    #[arg(long, value_name = "SECONDS", default_value_t = controller::PASSWORD_OVERLAP.as_secs(), value_parser = clap::value_parser!(u64).range(1..=2_592_000))]
+    password_overlap: u64,
+}
+
+impl DirectArgs {
+    fn overlap(&self) -> Option<Duration> {
+        self.direct_credentials.then(|| Duration::from_secs(self.password_overlap))
+    }
 }
 
 /// How replicas elect the one that works.
@@ -112,7 +131,7 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
-    let ControllerArgs { connect, install, reads_nodes, instance, admin_address, election, bootstrap } = args;
+    let ControllerArgs { connect, install, reads_nodes, instance, admin_address, election, bootstrap, direct } = args;
     let scope = install.scope();
     let reads_nodes = reads_nodes.unwrap_or(scope == Scope::All);
     let InstallArgs { controller_name, namespace, .. } = install;
@@ -130,6 +149,7 @@ async fn serve(args: ControllerArgs) -> anyhow::Result<()> {
         reads_nodes,
         instance,
         election,
+        direct: direct.overlap(),
         bootstrap: bootstrap.bootstrap(),
     };
     let admin = admin::serve(listener, metrics.clone(), readiness.clone());

@@ -61,8 +61,7 @@ async fn release(args: ReleaseFinalizersArgs) -> anyhow::Result<()> {
         end_controller(&client, &namespace, name, limit).await?;
     }
     let all = ListParams::default();
-    let mut stores =
-        Api::<LockStore>::all(client.clone()).list(&ListParams::default()).await.context("LockStores")?.items;
+    let mut stores = Api::<LockStore>::all(client.clone()).list(&all).await.context("LockStores")?.items;
     stores.retain(|store| store.spec.controller_name == controller_name);
     let ours: BTreeSet<String> = stores.iter().map(ResourceExt::name_any).collect();
     let locks = scope.list::<DistributedLock>(&client, &all).await.context("DistributedLocks")?;

@@ -5,19 +5,16 @@
 use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::PostParams;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::info;
 
-use super::writes::{FIELD_MANAGER, is_conflict};
+use super::writes::{is_conflict, post_params};
 use super::{Error, Settings};
 use crate::api::{LockStore, LockStoreSpec};
 use crate::failpoint::{Failpoint, around};
-
-/// Bytes of a password that is made: as many bits as a key of AES-256.
-const PASSWORD_BYTES: usize = 32;
+use crate::random;
 
 /// What to create at the start if it isn't there.
 #[derive(Debug, Clone)]
@@ -46,7 +43,7 @@ async fn make_password(client: &Client, namespace: &str, name: &str) -> Result<(
     let secret = || {
         let mut secret = Secret { immutable: Some(true), ..Secret::default() };
         secret.metadata.name = Some(name.to_owned());
-        let texts = [("username", "default".to_owned()), ("password", password()?)];
+        let texts = [("username", "default".to_owned()), ("password", random::secret()?)];
         secret.string_data = Some(texts.map(|(key, text)| (key.to_owned(), text)).into());
         Ok(secret)
     };
@@ -66,30 +63,10 @@ where
     if api.get_opt(name).await?.is_some() {
         return Ok(());
     }
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    match around(place, api.create(&params, &object()?)).await {
+    match around(place, api.create(&post_params(), &object()?)).await {
         Ok(_) => info!(name, kind = %K::kind(&()), "created"),
         Err(error) if is_conflict(&error) => {}
         Err(error) => return Err(error.into()),
     }
     Ok(())
-}
-
-fn password() -> Result<String, Error> {
-    let mut bytes = [0; PASSWORD_BYTES];
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    provider.secure_random.fill(&mut bytes).map_err(|_| Error::NoRandomness)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_password_is_long_and_its_own() {
-        let (one, other) = (password().unwrap(), password().unwrap());
-        assert_eq!(one.len(), 2 * PASSWORD_BYTES);
-        assert_ne!(one, other);
-    }
 }

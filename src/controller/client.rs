@@ -1,4 +1,5 @@
-//! The client for the API server. Where failpoints are armed, it lets no write pass that has none.
+//! The client for the API server. It asks once: whoever asks decides again, from what is so then, what to do about a refusal.
+//! Where failpoints are armed, it lets no write pass that has none.
 
 use kube::{Client, Config};
 
@@ -6,7 +7,9 @@ use kube::{Client, Config};
 ///
 /// # Errors
 /// What is wrong with the configuration.
-pub fn client(config: Config) -> kube::Result<Client> {
+pub fn client(mut config: Config) -> kube::Result<Client> {
+    // It would go on for minutes: also with an eviction that a budget forbids, deaf to the end of the pod meanwhile.
+    config.default_retry = false;
     #[cfg(debug_assertions)]
     return Ok(kube::client::ClientBuilder::try_from(config)?.with_layer(&guard::MustBeNamed).build());
     #[cfg(not(debug_assertions))]

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::Event;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Settings;
 use super::budget::Budget;
+use super::cache::Cache;
 use super::claim::{Arrivals, Latest, Standing};
 use super::election::Electorates;
 use super::events::Events;
@@ -33,8 +35,8 @@ pub(super) struct Context {
     pub(super) client: Client,
     pub(super) settings: Settings,
     pub(super) stores: SharedStores,
-    pub(super) locks: reflector::Store<DistributedLock>,
-    pub(super) claims: reflector::Store<LockClaim>,
+    pub(super) locks: Cache<DistributedLock>,
+    pub(super) claims: Cache<LockClaim>,
     pub(super) pods: Pods,
     pub(super) gated: Arc<Gated>,
     pub(super) electorates: Electorates,
@@ -74,6 +76,7 @@ impl Context {
     pub(super) fn forget_lock(&self, key: &LockKey) {
         let memory = self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         self.metrics.holders_unreachable.dec_by(memory.map_or(0, |memory| memory.unreachable));
+        self.pods.forget(&Follower::Lock(lock_ref(key)));
         self.forget_election(key);
     }
 
@@ -104,6 +107,8 @@ pub(super) struct Triggers {
     pub(super) locks: UnboundedSender<ObjectRef<DistributedLock>>,
     pub(super) claims: UnboundedSender<ObjectRef<LockClaim>>,
     pub(super) pods: UnboundedSender<ObjectRef<Pod>>,
+    /// Makes the loop of credentials look at all namespaces.
+    pub(super) credentials: Arc<Notify>,
 }
 
 impl Triggers {
@@ -135,8 +140,9 @@ impl Triggers {
         }
     }
 
-    /// The state of a store has changed: all its locks, and every claim, are looked at.
+    /// The state of a store has changed: all its locks, every claim and all credentials are looked at.
     pub(super) fn all_of_store(&self, ctx: &Context, store: &str) {
+        self.credentials.notify_one();
         for lock in ctx.locks_of(store) {
             self.lock(ObjectRef::from_obj(&*lock));
         }

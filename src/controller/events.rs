@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::Resource as _;
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use tracing::warn;
@@ -26,7 +27,7 @@ impl Events {
 
     /// Something changed as wanted.
     pub(super) async fn normal<K: Resource<DynamicType = ()>>(&self, on: &K, reason: &str, action: &str, note: String) {
-        self.publish(EventType::Normal, &on.object_ref(&()), reason, action, note).await;
+        self.publish(EventType::Normal, &reference(on), reason, action, note).await;
     }
 
     /// Something needs a look.
@@ -37,7 +38,7 @@ impl Events {
         action: &str,
         note: String,
     ) {
-        self.publish(EventType::Warning, &on.object_ref(&()), reason, action, note).await;
+        self.publish(EventType::Warning, &reference(on), reason, action, note).await;
     }
 
     async fn publish(&self, type_: EventType, on: &ObjectReference, reason: &str, action: &str, mut note: String) {
@@ -51,10 +52,20 @@ impl Events {
     }
 }
 
+/// Those about a namespace are kept in it.
+fn reference<K: Resource<DynamicType = ()>>(on: &K) -> ObjectReference {
+    let mut reference = on.object_ref(&());
+    if K::kind(&()) == Namespace::KIND {
+        reference.namespace = reference.name.clone();
+    }
+    reference
+}
+
 fn point(on: &ObjectReference) -> Failpoint {
     match on.kind.as_deref() {
         Some(kind) if kind == LockStore::kind(&()) => Failpoint::StoreEvent,
         Some(kind) if kind == LockClaim::kind(&()) => Failpoint::ClaimEvent,
+        Some(Namespace::KIND) => Failpoint::CredentialsEvent,
         Some("Pod") => Failpoint::GatedEvent,
         _ => Failpoint::LockEvent,
     }

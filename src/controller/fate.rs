@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::ResourceExt;
 
 use super::nodes::Reach;
@@ -40,21 +40,30 @@ pub(super) enum Fate {
     },
 }
 
-/// Judges from the pod as last seen, since when it is absent, and what is known of its node.
-pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>, reach: Reach) -> Fate {
+/// That there is no such pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Absence {
+    /// For how long.
+    pub(super) lasts: Duration,
+    /// It was seen to go: as it was seen last, it was at its end. Otherwise anything may have become of it since.
+    pub(super) was_seen: bool,
+}
+
+/// Judges from the pod as last seen, whether it is absent, and what is known of its node.
+pub(super) fn judge(last: Option<&Pod>, absence: Option<Absence>, reach: Reach) -> Fate {
     if let Some(evidence) = last.and_then(evidence) {
         return Fate::Ended(evidence);
     }
     if reach == Reach::OutOfService {
         let terminating = last.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
-        match (absent_for.is_some(), terminating) {
+        match (absence.is_some(), terminating) {
             (true, _) => return Fate::Ended("it is gone and its node is out of service"),
             (false, true) => return Fate::Ended("it is terminating and its node is out of service"),
             (false, false) => {}
         }
     }
     let node = last.and_then(|pod| pod.spec.as_ref()).and_then(|spec| spec.node_name.clone());
-    match (last, absent_for) {
+    match (last, absence) {
         // The API server binds no pod that is being deleted.
         (Some(pod), None) if node.is_none() && pod.metadata.deletion_timestamp.is_some() => {
             Fate::Ended("it is being deleted and was never bound to a node")
@@ -63,8 +72,12 @@ pub(super) fn judge(last: Option<&Pod>, absent_for: Option<Duration>, reach: Rea
             Fate::Gated { withdrawn: pod.annotations().get(WITHDRAWN).cloned() }
         }
         (Some(_), None) => Fate::Alive { node },
-        (Some(_), Some(_)) if node.is_none() => Fate::Ended("it was never bound to a node"),
-        (_, Some(absent)) => Fate::Vanished { settled_in: (grace(last) + SETTLE).saturating_sub(absent), node },
+        (Some(_), Some(Absence { was_seen: true, .. })) if node.is_none() => {
+            Fate::Ended("it was never bound to a node")
+        }
+        (_, Some(Absence { lasts, .. })) => {
+            Fate::Vanished { settled_in: (grace(last) + SETTLE).saturating_sub(lasts), node }
+        }
         (None, None) => Fate::Unknown,
     }
 }
@@ -73,7 +86,7 @@ fn evidence(pod: &Pod) -> Option<&'static str> {
     let status = pod.status.as_ref()?;
     match status.phase.as_deref() {
         Some("Succeeded") => return Some("its phase is Succeeded"),
-        Some("Failed") => return Some("its phase is Failed"),
+        Some("Failed") if !is_failed_for_its_node(status) => return Some("its phase is Failed"),
         _ => {}
     }
     let spec = pod.spec.as_ref()?;
@@ -82,6 +95,14 @@ fn evidence(pod: &Pod) -> Option<&'static str> {
     let terminated = statuses.iter().filter(|c| c.state.as_ref().is_some_and(|state| state.terminated.is_some()));
     let all = !spec.containers.is_empty() && terminated.count() == spec.containers.len();
     (never && all).then_some("all its containers have terminated and restartPolicy is Never")
+}
+
+/// Kubernetes' garbage collection writes `Failed` into a pod whose Node object is gone, and deletes it: nothing of that was
+/// seen on the node, where its containers may run on.
+fn is_failed_for_its_node(status: &PodStatus) -> bool {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let mut disruptions = conditions.iter().filter(|condition| condition.type_ == "DisruptionTarget");
+    disruptions.any(|condition| condition.status == "True" && condition.reason.as_deref() == Some("DeletionByPodGC"))
 }
 
 fn grace(pod: Option<&Pod>) -> Duration {
@@ -114,8 +135,12 @@ mod tests {
         .unwrap()
     }
 
-    fn fate(pod: &Pod, absent: Option<u64>) -> Fate {
-        judge(Some(pod), absent.map(Duration::from_secs), Reach::Unknown)
+    fn gone(seconds: u64) -> Option<Absence> {
+        Some(Absence { lasts: Duration::from_secs(seconds), was_seen: true })
+    }
+
+    fn fate(pod: &Pod, absence: Option<Absence>) -> Fate {
+        judge(Some(pod), absence, Reach::Unknown)
     }
 
     #[test]
@@ -127,13 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_failed_since_its_node_is_gone_may_run_on() {
+        let mut failed = pod("Never", "Failed", &[false], Some("n"));
+        let disrupted = json!([{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC"}]);
+        failed.status.as_mut().unwrap().conditions = Some(serde_json::from_value(disrupted).unwrap());
+        assert!(matches!(fate(&failed, gone(0)), Fate::Vanished { .. }));
+        assert!(matches!(judge(Some(&failed), gone(0), Reach::OutOfService), Fate::Ended(_)));
+        failed.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].reason = Some("EvictionByEvictionAPI".into());
+        assert!(matches!(fate(&failed, None), Fate::Ended(_)));
+    }
+
+    #[test]
     fn absence_alone_is_no_evidence() {
         let running = pod("Always", "Running", &[false], Some("n"));
         let node = Some("n".to_owned());
-        assert_eq!(fate(&running, Some(0)), Fate::Vanished { settled_in: Duration::from_secs(60), node: node.clone() });
-        assert_eq!(fate(&running, Some(100)), Fate::Vanished { settled_in: Duration::ZERO, node });
+        assert_eq!(fate(&running, gone(0)), Fate::Vanished { settled_in: Duration::from_secs(60), node: node.clone() });
+        assert_eq!(fate(&running, gone(100)), Fate::Vanished { settled_in: Duration::ZERO, node });
         let unseen = Fate::Vanished { settled_in: Duration::from_secs(60), node: None };
-        assert_eq!(judge(None, Some(Duration::ZERO), Reach::Ready), unseen);
+        assert_eq!(judge(None, gone(0), Reach::Ready), unseen);
         assert_eq!(judge(None, None, Reach::Unknown), Fate::Unknown);
     }
 
@@ -141,7 +177,9 @@ mod tests {
     fn a_pod_that_never_had_a_node_has_ended_when_it_is_gone() {
         let pending = pod("Always", "Pending", &[], None);
         assert_eq!(fate(&pending, None), Fate::Alive { node: None });
-        assert!(matches!(fate(&pending, Some(0)), Fate::Ended(_)));
+        assert!(matches!(fate(&pending, gone(0)), Fate::Ended(_)));
+        let unseen = Some(Absence { lasts: Duration::ZERO, was_seen: false });
+        assert!(matches!(fate(&pending, unseen), Fate::Vanished { .. }), "it may have been bound since");
         let mut leaving = pending;
         leaving.metadata.deletion_timestamp = Some(crate::api::time::seconds(jiff::Timestamp::UNIX_EPOCH));
         assert!(matches!(fate(&leaving, None), Fate::Ended(_)), "it will never be bound");
@@ -153,8 +191,8 @@ mod tests {
     fn a_node_out_of_service_ends_pods_that_are_terminating_or_gone_and_no_other() {
         let mut running = pod("Always", "Running", &[false], Some("n"));
         assert!(matches!(judge(Some(&running), None, Reach::OutOfService), Fate::Alive { .. }), "it tolerates that");
-        assert!(matches!(judge(Some(&running), Some(Duration::ZERO), Reach::OutOfService), Fate::Ended(_)));
-        assert!(matches!(judge(None, Some(Duration::ZERO), Reach::OutOfService), Fate::Ended(_)));
+        assert!(matches!(judge(Some(&running), gone(0), Reach::OutOfService), Fate::Ended(_)));
+        assert!(matches!(judge(None, gone(0), Reach::OutOfService), Fate::Ended(_)));
         running.metadata.deletion_timestamp = Some(crate::api::time::seconds(jiff::Timestamp::UNIX_EPOCH));
         assert!(matches!(judge(Some(&running), None, Reach::OutOfService), Fate::Ended(_)));
         let unreachable = judge(Some(&running), None, Reach::Unreachable("does not report"));
@@ -163,6 +201,6 @@ mod tests {
 
     #[test]
     fn evidence_outlives_the_pod() {
-        assert!(matches!(fate(&pod("Never", "Failed", &[], Some("n")), Some(0)), Fate::Ended(_)));
+        assert!(matches!(fate(&pod("Never", "Failed", &[], Some("n")), gone(0)), Fate::Ended(_)));
     }
 }

@@ -4,11 +4,12 @@
 //! from Kubernetes and Redis alone; what is kept in memory only saves work.
 
 mod bootstrap;
-mod boottime;
 mod budget;
+mod cache;
 mod claim;
 mod client;
 mod context;
+mod credentials;
 mod election;
 mod events;
 mod fate;
@@ -25,6 +26,7 @@ mod watched;
 mod writes;
 
 use std::fmt::Debug;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,7 +50,9 @@ use crate::metrics::Metrics;
 use crate::store::StoreError;
 pub use bootstrap::Bootstrap;
 use budget::Budget;
-use claim::{Arrivals, Latest};
+use cache::{Cache, Filling};
+pub(crate) use claim::holder_id;
+use claim::{Arrivals, Departures, Latest};
 pub use client::client;
 use context::{Context, Triggers, lock_ref};
 use election::Electorates;
@@ -56,6 +60,8 @@ use events::Events;
 use gated::Gated;
 pub use leadership::Election;
 use leadership::Leadership;
+pub(crate) use leadership::random;
+pub(crate) use lock::{holder, share};
 use pods::Pods;
 pub use scope::Scope;
 use stores::{OpenStore, Stores};
@@ -68,6 +74,9 @@ const LOOK_LIMIT: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(250);
 /// Refreshes of published expiries, a second, of the whole controller.
 const REFRESHES_PER_SECOND: f64 = 20.0;
+
+/// How long an old password of a namespace works, unless told otherwise.
+pub const PASSWORD_OVERLAP: Duration = Duration::from_secs(3600);
 
 /// What the controller is started with.
 #[derive(Debug, Clone)]
@@ -85,6 +94,8 @@ pub struct Settings {
     pub instance: String,
     /// How replicas elect the one that works; `None`: this is the only one.
     pub election: Option<Election>,
+    /// How long an old password of a namespace works after another was made; `None`: namespaces get no credentials.
+    pub direct: Option<Duration>,
     /// What to create at the start if it isn't there.
     pub bootstrap: Option<Bootstrap>,
 }
@@ -98,6 +109,7 @@ impl Default for Settings {
             reads_nodes: true,
             instance: "leasehold".into(),
             election: Some(Election::default()),
+            direct: Some(PASSWORD_OVERLAP),
             bootstrap: None,
         }
     }
@@ -145,8 +157,8 @@ pub enum Error {
         why: String,
     },
     /// No password can be made.
-    #[error("the system gives no random bytes")]
-    NoRandomness,
+    #[error(transparent)]
+    NoRandomness(#[from] crate::random::NoRandomness),
 }
 
 impl Error {
@@ -162,7 +174,7 @@ impl Error {
             Error::WatchEnded(_) => "watch",
             Error::TaskDied(_) => "task",
             Error::Unreadable { .. } => "forbidden",
-            Error::NoRandomness => "randomness",
+            Error::NoRandomness(_) => "randomness",
         }
     }
 }
@@ -218,38 +230,38 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
     let (lock_triggers, triggered_locks) = mpsc::unbounded_channel();
     let (claim_triggers, triggered_claims) = mpsc::unbounded_channel();
     let (pod_triggers, triggered_pods) = mpsc::unbounded_channel();
-    let triggers = Triggers { locks: lock_triggers, claims: claim_triggers, pods: pod_triggers };
+    let credentials = Arc::default();
+    let triggers = Triggers { locks: lock_triggers, claims: claim_triggers, pods: pod_triggers, credentials };
     let (scope, all) = (&settings.scope, watcher::Config::default());
-    let locks = objects(scope.watch::<DistributedLock>(&client, &all), |_| {});
-    let arrivals = Arc::new(Arrivals::default());
-    let latest = Arc::new(Latest::default());
-    let (noted, known, to_pods) = (arrivals.clone(), latest.clone(), triggers.clone());
-    let claims = objects(scope.watch::<LockClaim>(&client, &all), move |event| {
+    let (locks, known_locks) = objects(scope.watch::<DistributedLock>(&client, &all), |_, _| {});
+    let (labelled, pods_writer) = reflector::store();
+    let (labelled, pods_filling) = Cache::new(labelled);
+    let pods = Pods::new(client.clone(), settings.reads_nodes, triggers.clone(), labelled.clone());
+    let (arrivals, latest, renewals) = (Arc::new(Arrivals::default()), Arc::new(Latest::default()), Arc::default());
+    let departures = Departures { latest: latest.clone(), pods: pods.clone(), renewals: Arc::clone(&renewals) };
+    let (noted, to_pods) = (arrivals.clone(), triggers.clone());
+    let (claims, known_claims) = objects(scope.watch::<LockClaim>(&client, &all), move |event, claims| {
         noted.note(event);
-        if let watcher::Event::Delete(claim) = event {
-            known.forget(claim);
-        }
+        departures.note(event, claims);
         to_pods.claim_changed(event);
     });
-    let (labelled, pods_writer) = reflector::store();
-    let pods = Pods::new(client.clone(), settings.reads_nodes, triggers.clone(), labelled.clone());
     let gated = Arc::new(Gated::default());
     let (followed, remembered) = (pods.clone(), gated.clone());
     let told = scope.watch::<Pod>(&client, &all.labels(LOCK)).map_ok(|event| event.modify(gated::slim));
-    let waiting = reflected(pods_writer, labelled, told, move |event| {
+    let in_line = arrivals.clone();
+    let waiting = reflected(pods_writer, (labelled, pods_filling), told, move |event, labelled| {
+        in_line.note_pod(event, gated::stands_at);
         followed.labelled_changed(event);
-        if let watcher::Event::Delete(pod) = event {
-            remembered.forget(pod);
-        }
+        remembered.note(event, labelled);
     });
     let ctx = Arc::new(Context {
         stores: Arc::new(Stores::default()),
-        locks: locks.store(),
-        claims: claims.store(),
+        locks: known_locks,
+        claims: known_claims,
         pods,
         gated,
         electorates: Electorates::new(client.clone(), triggers.clone()),
-        renewals: Arc::default(),
+        renewals,
         refreshes: Budget::new(REFRESHES_PER_SECOND),
         events: Events::new(client.clone(), &settings.controller_name, &settings.instance),
         metrics,
@@ -265,6 +277,7 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
     let waiting = waiting.reconcile_on(received(triggered_pods)).run(pod_look, on_error, ctx.clone());
     tokio::select! {
         result = store::run(ctx.clone()) => result,
+        result = credentials::run(ctx.clone()) => result,
         () = renewals::run(&ctx.renewals, &ctx.stores, &ctx.triggers, &ctx.metrics) => Ok(()),
         () = locks.for_each(|_| async {}) => Err(Error::WatchEnded("DistributedLock")),
         () = claims.for_each(|_| async {}) => Err(Error::WatchEnded("LockClaim")),
@@ -275,26 +288,32 @@ async fn reign(client: Client, settings: Settings, metrics: Arc<Metrics>) -> Res
 /// The loop of a kind, over what the watch tells. `note` hears all of it, in its order, once the cache has it.
 fn objects<K>(
     told: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
-    note: impl FnMut(&watcher::Event<K>) + Send + 'static,
-) -> Controller<K>
+    note: impl FnMut(&watcher::Event<K>, &reflector::Store<K>) + Send + 'static,
+) -> (Controller<K>, Cache<K>)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync,
 {
     let (objects, writer) = reflector::store();
-    reflected(writer, objects, told, note)
+    let (cache, filling) = Cache::new(objects);
+    (reflected(writer, (cache.clone(), filling), told, note), cache)
 }
 
 fn reflected<K>(
     writer: reflector::store::Writer<K>,
-    objects: reflector::Store<K>,
+    (cache, filling): (Cache<K>, Filling),
     told: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
-    note: impl FnMut(&watcher::Event<K>) + Send + 'static,
+    mut note: impl FnMut(&watcher::Event<K>, &reflector::Store<K>) + Send + 'static,
 ) -> Controller<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync,
 {
     let config = kube::runtime::controller::Config::default().concurrency(CONCURRENCY);
-    let controller = Controller::for_stream(reflector(writer, told).inspect_ok(note).applied_objects(), objects);
+    let objects = cache.deref().clone();
+    let told = reflector(writer, told).inspect_ok(move |event| {
+        note(event, &cache);
+        filling.heed(event);
+    });
+    let controller = Controller::for_stream(told.applied_objects(), objects);
     controller.with_config(config).trigger_backoff(watch_backoff())
 }
 

@@ -11,7 +11,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::watched;
+use super::watched::{self, Seen};
 
 /// The taint by which people declare that a node is off.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -115,8 +115,11 @@ impl Nodes {
         let (seen, reach) = watch::channel(Reach::default());
         let (api, name) = (Api::<Node>::all(self.client.clone()), name.to_owned());
         let task = tokio::spawn(async move {
-            let see = |node: Option<Node>| {
-                let now = Reach::of(node.as_ref());
+            let see = |node: Seen<Node>| {
+                let now = match node {
+                    Seen::There(node) => Reach::of(Some(&node)),
+                    Seen::Deleted(_) | Seen::Absent => Reach::of(None),
+                };
                 if seen.send_if_modified(|reach| std::mem::replace(reach, now) != now) {
                     changed();
                 }

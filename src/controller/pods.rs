@@ -3,17 +3,20 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
 use tokio::task::AbortHandle;
 
-use super::fate::{self, Fate};
+use super::cache::Cache;
+use super::fate::{self, Absence, Fate};
 use super::nodes::{Nodes, Reach, WatchedNode};
-use super::{Triggers, lock_ref, watched};
+use super::scope::is_seen_to_go;
+use super::watched::{self, Seen};
+use super::{Triggers, lock_ref};
 use crate::api::{DistributedLock, HolderRef, LockClaim};
 use crate::lease::LockKey;
 
@@ -29,11 +32,26 @@ struct Sighting {
     last: Option<Arc<Pod>>,
     /// Since when there is no such pod, on our own clock.
     absent_since: Option<Instant>,
+    /// It was seen to go, as `last` has it.
+    seen_to_go: bool,
 }
 
 impl Sighting {
-    fn absent_for(&self) -> Option<Duration> {
-        self.absent_since.map(|since| since.elapsed())
+    fn fate(&self, reach: Reach) -> Fate {
+        let absence = self.absent_since.map(|since| Absence { lasts: since.elapsed(), was_seen: self.seen_to_go });
+        fate::judge(self.last.as_deref(), absence, reach)
+    }
+
+    fn is_there(&mut self, pod: Pod) {
+        (self.last, self.absent_since, self.seen_to_go) = (Some(Arc::new(pod)), None, false);
+    }
+
+    fn has_gone(&mut self, pod: Pod) {
+        (self.last, self.seen_to_go) = (Some(Arc::new(pod)), true);
+    }
+
+    fn is_absent(&mut self) {
+        self.absent_since.get_or_insert_with(Instant::now);
     }
 }
 
@@ -101,13 +119,13 @@ pub(super) struct Pods {
     /// `None`: they may not be read.
     nodes: Option<Arc<Nodes>>,
     /// Those with the label `leasehold.dev/lock`, which are watched together.
-    labelled: reflector::Store<Pod>,
+    labelled: Cache<Pod>,
     watched: Arc<Mutex<HashMap<Key, Watched>>>,
 }
 
 impl Pods {
     /// Nothing is watched yet.
-    pub(super) fn new(client: Client, reads_nodes: bool, triggers: Triggers, labelled: reflector::Store<Pod>) -> Self {
+    pub(super) fn new(client: Client, reads_nodes: bool, triggers: Triggers, labelled: Cache<Pod>) -> Self {
         let nodes = reads_nodes.then(|| Arc::new(Nodes::new(client.clone())));
         Self { nodes, client, triggers, labelled, watched: Arc::default() }
     }
@@ -119,7 +137,7 @@ impl Pods {
     /// What the API server or the connection says.
     pub(super) async fn fate(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> kube::Result<Fate> {
         let seen = self.look(namespace, holder, follower).await?;
-        Ok(fate::judge(seen.last.as_deref(), seen.absent_for(), Reach::Unknown))
+        Ok(seen.fate(Reach::Unknown))
     }
 
     /// What became of a pod that holds this lock, and of its node; from now on the changes of either trigger the follower,
@@ -136,7 +154,7 @@ impl Pods {
     ) -> kube::Result<Holder> {
         let seen = self.look(lock.namespace(), holder, follower).await?;
         let bound = seen.last.as_ref().map(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()));
-        let node = bound.unwrap_or_else(|| node.map(str::to_owned));
+        let node = bound.flatten().or_else(|| node.map(str::to_owned));
         let unwatched = match (&seen.last, seen.absent_since, &node) {
             (_, Some(_), Some(_)) => Reach::Unreachable("may not be read by this controller"),
             (_, Some(_), None) => Reach::Unreachable("is not known"),
@@ -145,7 +163,7 @@ impl Pods {
             (None, None, _) => Reach::Unknown,
         };
         let reach = self.hold_on(lock, holder, node.as_deref(), unwatched);
-        Ok(Holder { fate: fate::judge(seen.last.as_deref(), seen.absent_for(), reach), node, reach })
+        Ok(Holder { fate: seen.fate(reach), node, reach })
     }
 
     /// Where a pod that holds runs, and whether what runs there can be known; `None`: nobody has looked yet.
@@ -169,12 +187,14 @@ impl Pods {
 
     /// The pod as it is now. One that seems to be gone is asked for.
     async fn look(&self, namespace: &str, holder: &HolderRef, follower: Follower) -> kube::Result<Sighting> {
+        // Before that each would get a watch of its own. An error: the process ends.
+        let _ = self.labelled.is_filled().await;
         let mut seen = self.sighting(namespace, holder, follower);
         if seen.listed && seen.absent_since.is_some() {
             let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
             let there = pods.get_opt(&holder.name).await?.filter(|pod| pod.uid().as_ref() == Some(&holder.uid));
             if let Some(pod) = there {
-                (seen.last, seen.absent_since) = (Some(Arc::new(pod)), None);
+                seen.is_there(pod);
             }
         }
         Ok(seen)
@@ -233,11 +253,16 @@ impl Pods {
     }
 
     fn begin(&self, key: &Key) -> Watched {
-        let labelled = self.labelled.get(&ObjectRef::new(&key.1).within(&key.0));
-        let last = labelled.filter(|pod| pod.metadata.uid.as_ref() == Some(&key.2));
+        let last = self.labelled_pod(key);
         let task = last.is_none().then(|| self.watch_alone(key));
-        let sighting = Sighting { listed: last.is_some(), last, absent_since: None };
+        let sighting = Sighting { listed: last.is_some(), last, ..Sighting::default() };
         Watched { sighting, followers: Vec::new(), task, holding: None }
+    }
+
+    /// The pod, if it is among those that are watched together.
+    fn labelled_pod(&self, key: &Key) -> Option<Arc<Pod>> {
+        let pod = self.labelled.get(&ObjectRef::new(&key.1).within(&key.0));
+        pod.filter(|pod| pod.metadata.uid.as_ref() == Some(&key.2))
     }
 
     fn watch_alone(&self, key: &Key) -> AbortHandle {
@@ -252,16 +277,20 @@ impl Pods {
             Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) => {
                 let key = (pod.namespace().unwrap_or_default(), pod.name_any(), pod.uid().unwrap_or_default());
                 let Some(entry) = watched.get_mut(&key).filter(|entry| entry.task.is_none()) else { return };
-                entry.sighting.last = Some(Arc::new(pod.clone()));
-                if matches!(event, Event::Delete(_)) {
-                    entry.task = Some(self.watch_alone(&key));
+                match event {
+                    Event::Delete(_) => {
+                        if is_seen_to_go(pod) {
+                            entry.sighting.has_gone(pod.clone());
+                        }
+                        entry.task = Some(self.watch_alone(&key));
+                    }
+                    _ => entry.sighting.is_there(pod.clone()),
                 }
                 self.tell(&entry.followers);
             }
             Event::InitDone => {
                 for (key, entry) in watched.iter_mut().filter(|(_, entry)| entry.task.is_none()) {
-                    let now = self.labelled.get(&ObjectRef::new(&key.1).within(&key.0));
-                    if now.is_none_or(|pod| pod.metadata.uid.as_ref() != Some(&key.2)) {
+                    if self.labelled_pod(key).is_none() {
                         entry.task = Some(self.watch_alone(key));
                     }
                 }
@@ -272,9 +301,14 @@ impl Pods {
 
     /// The follower wants no pod any more.
     pub(super) fn forget(&self, follower: &Follower) {
+        self.retain(|other| other != follower);
+    }
+
+    /// Only these follow pods any more.
+    pub(super) fn retain(&self, keep: impl Fn(&Follower) -> bool) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|_, entry| {
-            entry.followers.retain(|other| other != follower);
+            entry.followers.retain(&keep);
             !entry.followers.is_empty()
         });
     }
@@ -295,21 +329,21 @@ impl Pods {
         watched::follow(api, &key.1, |pod| self.see(&key, pod)).await;
     }
 
-    fn see(&self, key: &Key, pod: Option<Pod>) {
+    fn see(&self, key: &Key, seen: Seen<Pod>) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = watched.get_mut(key) else {
+        let Some(Watched { sighting, followers, .. }) = watched.get_mut(key) else {
             return;
         };
-        entry.sighting.listed = true;
-        match pod.filter(|pod| pod.metadata.uid.as_ref() == Some(&key.2)) {
-            Some(pod) => {
-                entry.sighting.last = Some(Arc::new(pod));
-                entry.sighting.absent_since = None;
+        sighting.listed = true;
+        let is_it = |pod: &Pod| pod.metadata.uid.as_ref() == Some(&key.2);
+        match seen {
+            Seen::There(pod) if is_it(&pod) => sighting.is_there(pod),
+            Seen::Deleted(pod) if is_it(&pod) => {
+                sighting.has_gone(pod);
+                sighting.is_absent();
             }
-            None => {
-                entry.sighting.absent_since.get_or_insert_with(Instant::now);
-            }
+            _ => sighting.is_absent(),
         }
-        self.tell(&entry.followers);
+        self.tell(followers);
     }
 }

@@ -82,6 +82,11 @@ impl Renewals {
         self.retain(|kept| kept.claim.as_ref() != Some(claim));
     }
 
+    /// Forgets whatever others than these claims have had.
+    pub(super) fn retain_claims(&self, is_there: impl Fn(&ObjectRef<LockClaim>) -> bool) {
+        self.retain(|kept| kept.claim.as_ref().is_none_or(&is_there));
+    }
+
     fn retain(&self, keep: impl Fn(&Kept) -> bool) {
         self.entries().retain(|_, of_id| {
             of_id.retain(|entry| keep(&entry.kept));

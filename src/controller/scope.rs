@@ -5,6 +5,7 @@ use std::fmt::Debug;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::core::NamespaceResourceScope;
 use kube::runtime::WatchStreamExt;
@@ -51,7 +52,8 @@ impl Scope {
     /// [`Error::Unreadable`] for a namespace that is forbidden. A server that can't be asked is no error here.
     pub(super) async fn check(&self, client: &Client) -> Result<(), Error> {
         check_kind(self.apis::<DistributedLock>(client)).await?;
-        check_kind(self.apis::<LockClaim>(client)).await
+        check_kind(self.apis::<LockClaim>(client)).await?;
+        check_kind(self.apis::<Pod>(client)).await
     }
 
     /// All objects of a kind that are selected, from a quorum of etcd: no `resourceVersion` is asked for.
@@ -122,6 +124,17 @@ where
     Ok(())
 }
 
+/// An object that was missing when it was listed again, as a deletion tells it: without `resourceVersion`.
+fn unseen<K: Resource>(mut object: K) -> K {
+    object.meta_mut().resource_version = None;
+    object
+}
+
+/// Whether an object of a deletion was seen to go: it is as it was at its end, and not as it was some time before.
+pub(super) fn is_seen_to_go<K: Resource>(deleted: &K) -> bool {
+    deleted.meta().resource_version.is_some()
+}
+
 /// What was told of one namespace.
 struct Part<K> {
     /// The objects, by name; `None` before the first list is complete.
@@ -173,7 +186,7 @@ impl<K: ResourceExt + Clone> Merged<K> {
         if self.complete {
             // One of the same name with another UID is another object.
             let gone = before.into_iter().filter(|(name, old)| now.get(name).is_none_or(|new| new.uid() != old.uid()));
-            let gone: Vec<_> = gone.map(|(_, object)| Event::Delete(object)).collect();
+            let gone: Vec<_> = gone.map(|(_, object)| Event::Delete(unseen(object))).collect();
             return gone.into_iter().chain(now.into_values().map(Event::Apply)).collect();
         }
         self.complete = self.parts.values().all(|part| part.known.is_some());
@@ -236,5 +249,25 @@ mod tests {
         list(&mut merged, "b", &[("p", "4")]);
         assert_eq!(list(&mut merged, "a", &[("q", "2"), ("r", "5")]), ["-a/1", "-a/3", "+a/2", "+a/5"]);
         assert!(list(&mut merged, "b", &[]) == ["-b/4"]);
+    }
+
+    #[test]
+    fn one_that_is_missing_in_a_list_was_not_seen_to_go() {
+        let numbered = |name: &str| {
+            let mut claim = claim("a", name, name);
+            claim.metadata.resource_version = Some("7".into());
+            claim
+        };
+        let mut merged = Merged::new(["a".to_owned()]);
+        for event in [Event::Init, Event::InitApply(numbered("p")), Event::InitApply(numbered("q")), Event::InitDone] {
+            merged.heed("a", event);
+        }
+        let seen = |events: Vec<Event<LockClaim>>| match events.as_slice() {
+            [Event::Delete(claim)] => is_seen_to_go(claim),
+            other => panic!("{other:?}"),
+        };
+        assert!(seen(merged.heed("a", Event::Delete(numbered("p")))));
+        merged.heed("a", Event::Init);
+        assert!(!seen(merged.heed("a", Event::InitDone)));
     }
 }

@@ -11,10 +11,19 @@ use tracing::debug;
 
 use super::watch_backoff;
 
-/// Tells `see` what becomes of the object of this name, until aborted: each state, and `None` when there is none. The
-/// last state of one that is deleted comes before that. The watcher itself lists again and backs off after errors;
-/// should it ever end, it is started again.
-pub(super) async fn follow<K>(api: Api<K>, name: &str, see: impl Fn(Option<K>))
+/// What is seen of an object.
+pub(super) enum Seen<K> {
+    /// As it is.
+    There(K),
+    /// As it was when it was deleted.
+    Deleted(K),
+    /// There is none, and nobody saw it go.
+    Absent,
+}
+
+/// Tells `see` what becomes of the object of this name, until aborted. The watcher itself lists again and backs off after
+/// errors; should it ever end, it is started again.
+pub(super) async fn follow<K>(api: Api<K>, name: &str, see: impl Fn(Seen<K>))
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -26,12 +35,9 @@ where
             match event {
                 Ok(watcher::Event::Init) => listed = None,
                 Ok(watcher::Event::InitApply(object)) => listed = Some(object),
-                Ok(watcher::Event::InitDone) => see(listed.take()),
-                Ok(watcher::Event::Apply(object)) => see(Some(object)),
-                Ok(watcher::Event::Delete(object)) => {
-                    see(Some(object));
-                    see(None);
-                }
+                Ok(watcher::Event::InitDone) => see(listed.take().map_or(Seen::Absent, Seen::There)),
+                Ok(watcher::Event::Apply(object)) => see(Seen::There(object)),
+                Ok(watcher::Event::Delete(object)) => see(Seen::Deleted(object)),
                 Err(error) => debug!(%error, name, "a watch was interrupted"),
             }
         }

@@ -1,7 +1,7 @@
 //! Writing to Kubernetes: every write carries the `resourceVersion` it was decided on, so that two
 //! controllers, or a stale cache, end in a conflict and not in an overwrite.
 
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::api::FINALIZER;
 use crate::failpoint::{Failpoint, around};
 
 /// The field manager of everything that the controller writes.
-pub(super) const FIELD_MANAGER: &str = "leasehold-controller";
+const FIELD_MANAGER: &str = "leasehold-controller";
 
 /// A kind that the controller writes.
 pub(super) trait Written:
@@ -29,13 +29,28 @@ where
     Api::namespaced(client.clone(), &object.namespace().unwrap_or_default())
 }
 
+/// What the metadata of a patch begins with, so that it reaches this object alone, as it was read.
+pub(super) fn as_read<K: Written>(object: &K) -> Value {
+    json!({ "uid": object.uid(), "resourceVersion": object.resource_version() })
+}
+
+/// Deletes an object that is still as it was read; `Some`: its finalizers keep it.
+///
+/// # Errors
+/// What the API server or the connection says; a conflict if the object has changed.
+pub(super) async fn delete_as_read<K: Written>(point: Failpoint, api: &Api<K>, object: &K) -> kube::Result<Option<K>> {
+    let (uid, resource_version) = (object.uid(), object.resource_version());
+    let preconditions = Some(Preconditions { uid, resource_version });
+    let params = DeleteParams { preconditions, ..DeleteParams::default() };
+    around(point, api.delete(&object.name_any(), &params)).await.map(|deleted| deleted.left())
+}
+
 /// Replaces the status; fails with a conflict if the object has changed since it was read.
 ///
 /// # Errors
 /// What the API server or the connection says.
 pub(super) async fn replace_status<K: Written>(point: Failpoint, api: &Api<K>, object: &K) -> kube::Result<K> {
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    around(point, api.replace_status(&object.name_any(), &params, object)).await
+    around(point, api.replace_status(&object.name_any(), &post_params(), object)).await
 }
 
 /// Adds our finalizer, or takes it off.
@@ -63,13 +78,35 @@ pub(super) async fn patch_metadata<K: Written>(
     point: Failpoint,
     api: &Api<K>,
     object: &K,
-    mut metadata: Value,
+    metadata: Value,
 ) -> kube::Result<K> {
-    metadata["resourceVersion"] = json!(object.resource_version());
-    metadata["uid"] = json!(object.uid());
-    let patch = Patch::Merge(json!({ "metadata": metadata }));
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    around(point, api.patch(&object.name_any(), &params, &patch)).await
+    patch_as_read(point, api, object, json!({ "metadata": metadata })).await
+}
+
+/// Merges into an object; fails with a conflict if it has changed since it was read.
+///
+/// # Errors
+/// What the API server or the connection says.
+pub(super) async fn patch_as_read<K: Written>(
+    point: Failpoint,
+    api: &Api<K>,
+    object: &K,
+    mut change: Value,
+) -> kube::Result<K> {
+    for (key, value) in as_read(object).as_object().into_iter().flatten() {
+        change["metadata"][key] = value.clone();
+    }
+    around(point, api.patch(&object.name_any(), &patch_params(), &Patch::Merge(change))).await
+}
+
+/// As our field manager.
+pub(super) fn patch_params() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+}
+
+/// As our field manager.
+pub(super) fn post_params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() }
 }
 
 /// Whether an error means that the object is not as it was read: read again and decide again.

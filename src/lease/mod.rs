@@ -3,12 +3,14 @@
 //! Outcomes are values: busy, queued or lost is an answer, never an error. What could not be asked at all
 //! is an error of [`crate::store`], and says nothing about the lock.
 
+mod deadline;
 mod ids;
 mod offer;
 mod token;
 
 use std::time::Duration;
 
+pub use deadline::{Rules, Standing, Tenure, TooShort, deadline, longest_stop};
 pub use ids::{HolderId, InvalidName, LockKey, MAX_ID_LEN, MAX_IDENTITY_LEN, MAX_LOCK_NAME_LEN};
 pub use offer::{Offer, Reading};
 pub use token::{Epoch, FencingToken};

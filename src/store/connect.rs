@@ -6,13 +6,15 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
-use redis::{Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
+use redis::{
+    Client, ClientTlsConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates,
+};
 
 use super::StoreError;
 use crate::lease::{HolderId, LockKey};
 
 /// How long one call may take, connecting included.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is not itself in a pattern of channels.
 const GLOB: &str = r"*?[]\";
@@ -70,6 +72,24 @@ impl Endpoint {
     /// A server without a password, in plain text.
     pub fn plain(host: impl Into<String>, port: u16) -> Self {
         Self { host: host.into(), port, ..Self::default() }
+    }
+
+    /// Reads `redis://[user[:password]@]host[:port][/database]`, or `rediss://…` for TLS with the system's authorities.
+    ///
+    /// # Errors
+    /// [`StoreError::Settings`] if it is none, or asks for what isn't offered (sockets, TLS without verification).
+    pub fn from_url(url: &str) -> Result<Self, StoreError> {
+        let unusable = |what| StoreError::Settings((ErrorKind::InvalidClientConfig, what).into());
+        let info = url.into_connection_info().map_err(StoreError::Settings)?;
+        let settings = info.redis_settings();
+        let (host, port, tls) = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => (host.clone(), *port, None),
+            ConnectionAddr::TcpTls { host, port, insecure: false, .. } => (host.clone(), *port, Some(Tls::default())),
+            ConnectionAddr::TcpTls { .. } => return Err(unusable("TLS without verification is not offered")),
+            _ => return Err(unusable("only redis:// and rediss:// are offered")),
+        };
+        let (database, username) = (settings.db(), settings.username().map(str::to_owned));
+        Ok(Self { host, port, database, username, password: settings.password().map(Password::new), tls })
     }
 
     fn client(&self) -> Result<Client, StoreError> {
@@ -166,4 +186,27 @@ impl Offered {
 pub(super) fn lock_of(name: &str) -> Option<LockKey> {
     let (namespace, name) = name.split_once('/')?;
     LockKey::new(namespace, name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_says_where_and_as_whom() {
+        let endpoint = Endpoint::from_url("rediss://shop:p%40ss@redis.example:6380/2").unwrap();
+        let expected = Endpoint {
+            host: "redis.example".into(),
+            port: 6380,
+            database: 2,
+            username: Some("shop".into()),
+            password: Some(Password::new("p@ss")),
+            tls: Some(Tls::default()),
+        };
+        assert_eq!(endpoint, expected);
+        assert_eq!(Endpoint::from_url("redis://10.0.0.1").unwrap(), Endpoint::plain("10.0.0.1", 6379));
+        for bad in ["http://redis", "redis", "", "redis://", "rediss://a/#insecure", "unix:///run/redis.sock"] {
+            assert!(matches!(Endpoint::from_url(bad), Err(StoreError::Settings(_))), "{bad}");
+        }
+    }
 }

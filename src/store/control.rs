@@ -105,6 +105,15 @@ pub struct Remembered {
     pub pod_uid: Option<String>,
 }
 
+/// A delegated waiter's place as etcd remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// What it asks for.
+    pub request: Request,
+    /// It must hold other locks first, as for [`Control::reserve`].
+    pub reserved: bool,
+}
+
 /// What a record is provisioned with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provision {
@@ -128,6 +137,28 @@ pub struct Provision {
     pub token_ceiling: Option<i64>,
     /// Every delegated hold that etcd remembers.
     pub holds: Vec<Remembered>,
+    /// The places of the delegated waiters that etcd remembers, in their order. One that holds, has ended or can't be
+    /// satisfied gets none.
+    pub waiters: Vec<Place>,
+}
+
+impl Provision {
+    /// The first of a lock: a record without a bound, a floor or a quarantine, that nobody holds or waits for.
+    pub fn new(lock_uid: impl Into<String>, permits: u32, lease: Duration) -> Self {
+        Self {
+            lock_uid: lock_uid.into(),
+            generation: 1,
+            permits,
+            lease,
+            max_hold: None,
+            elected: false,
+            token_floor: 0,
+            quarantine: Duration::ZERO,
+            token_ceiling: None,
+            holds: Vec::new(),
+            waiters: Vec::new(),
+        }
+    }
 }
 
 /// What became of a provision.
@@ -268,7 +299,7 @@ impl Control {
         Ok(self.ask(FUNCTION, &self.command(FUNCTION, &[])).await?.map(drop))
     }
 
-    /// Creates or changes a record, and puts back the delegated holds it lacks.
+    /// Creates or changes a record, and puts back the delegated holds and places it lacks.
     pub async fn provision(&self, lock: &LockKey, provision: &Provision) -> Answer<Provisioned> {
         const FUNCTION: &str = "leasehold1_provision";
         let mut cmd = self.command(FUNCTION, std::slice::from_ref(lock));
@@ -288,6 +319,16 @@ impl Control {
     /// A delegated holder's acquire.
     pub async fn claim(&self, lock: &LockKey, request: &Request) -> Answer<Acquired> {
         const FUNCTION: &str = "leasehold1_claim";
+        let mut cmd = self.command(FUNCTION, std::slice::from_ref(lock));
+        push_request(&mut cmd, request);
+        self.ask_workload(FUNCTION, &cmd, acquired).await
+    }
+
+    /// A place in the queue for one that must hold other locks first. When its turn comes it is kept for as long as an offer
+    /// would be, once; then it keeps its place, and is passed over until it claims. [`Acquired::Granted`] where it holds
+    /// already.
+    pub async fn reserve(&self, lock: &LockKey, request: &Request) -> Answer<Acquired> {
+        const FUNCTION: &str = "leasehold1_reserve";
         let mut cmd = self.command(FUNCTION, std::slice::from_ref(lock));
         push_request(&mut cmd, request);
         self.ask_workload(FUNCTION, &cmd, acquired).await
@@ -378,7 +419,7 @@ fn refusal(reply: &mut Reply) -> Result<Option<Refusal>, StoreError> {
 
 fn push_provision(cmd: &mut Cmd, provision: &Provision) {
     let Provision { lock_uid, generation, permits, lease, max_hold, elected, .. } = provision;
-    let Provision { token_floor, quarantine, token_ceiling, holds, .. } = provision;
+    let Provision { token_floor, quarantine, token_ceiling, holds, waiters, .. } = provision;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX >> 12);
     cmd.arg(lock_uid).arg(generation).arg(permits).arg(millis(*lease)).arg(max_hold.map_or(0, millis));
     cmd.arg(token_floor).arg(millis(*quarantine)).arg(token_ceiling.unwrap_or(0)).arg(u8::from(*elected));
@@ -386,6 +427,13 @@ fn push_provision(cmd: &mut Cmd, provision: &Provision) {
         cmd.arg(id.as_str()).arg(token.get()).arg(mode.counted());
         push_mode(cmd, *mode);
         cmd.arg(identity).arg(pod_uid.as_deref().unwrap_or(""));
+    }
+    if !waiters.is_empty() {
+        cmd.arg("");
+    }
+    for Place { request, reserved } in waiters {
+        push_request(cmd, request);
+        cmd.arg(u8::from(*reserved));
     }
 }
 

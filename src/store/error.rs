@@ -47,14 +47,29 @@ impl StoreError {
         }
     }
 
+    /// Whether the server doesn't let us run the command, or has none of that name.
+    pub fn is_refused_command(&self) -> bool {
+        matches!(self.label(), "PermissionDenied" | "ServerError")
+    }
+
     /// Whether user name or password were refused, so that reading the Secret again may help.
     pub fn is_refused_credentials(&self) -> bool {
         self.label() == "AuthenticationFailed"
     }
 
+    /// Whether what stands at the keys of a lock is none of our records, or of another release.
+    pub fn is_unreadable_record(&self) -> bool {
+        self.says("WRONGTYPE") || self.says("record has layout")
+    }
+
     /// Whether the library is not loaded in the server.
     pub fn is_missing_library(&self) -> bool {
-        matches!(self, StoreError::Call { source, .. } if source.to_string().contains("Function not found"))
+        self.says("Function not found")
+    }
+
+    /// Whether the server has answered so.
+    fn says(&self, text: &str) -> bool {
+        matches!(self, StoreError::Call { source, .. } if source.to_string().contains(text))
     }
 }
 

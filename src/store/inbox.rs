@@ -3,6 +3,7 @@
 use futures::StreamExt;
 use redis::aio::{PubSubSink, PubSubStream};
 
+use super::connect::RESPONSE_TIMEOUT;
 use super::{Endpoint, StoreError};
 use crate::lease::{FencingToken, HolderId, LockKey, Offer};
 
@@ -33,8 +34,7 @@ impl Inbox {
     /// [`StoreError`] if the connection is gone or the subscription is refused.
     pub async fn subscribe(&mut self, lock: &LockKey, id: &HolderId) -> Result<(), StoreError> {
         let channel = self.channel(lock, id);
-        let subscribed = self.subscriptions.subscribe(channel).await;
-        subscribed.map_err(|source| StoreError::Call { function: "SUBSCRIBE", source })
+        in_time("SUBSCRIBE", self.subscriptions.subscribe(channel)).await
     }
 
     /// Hears for this waiter no more.
@@ -43,8 +43,7 @@ impl Inbox {
     /// [`StoreError`] if the connection is gone.
     pub async fn unsubscribe(&mut self, lock: &LockKey, id: &HolderId) -> Result<(), StoreError> {
         let channel = self.channel(lock, id);
-        let unsubscribed = self.subscriptions.unsubscribe(channel).await;
-        unsubscribed.map_err(|source| StoreError::Call { function: "UNSUBSCRIBE", source })
+        in_time("UNSUBSCRIBE", self.subscriptions.unsubscribe(channel)).await
     }
 
     /// The next offer and whose it is; `None` when the connection has ended. Messages that can't be read are skipped.
@@ -56,6 +55,13 @@ impl Inbox {
             }
         }
     }
+}
+
+/// These connections have no limit of their own.
+async fn in_time(function: &'static str, call: impl Future<Output = redis::RedisResult<()>>) -> Result<(), StoreError> {
+    let answer = tokio::time::timeout(RESPONSE_TIMEOUT, call).await;
+    let answer = answer.map_err(|_| StoreError::Timeout { function, limit: RESPONSE_TIMEOUT })?;
+    answer.map_err(|source| StoreError::Call { function, source })
 }
 
 fn offer_of(message: &redis::Msg) -> Option<(HolderId, Offer)> {

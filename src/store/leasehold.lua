@@ -22,7 +22,7 @@
 -- Times are milliseconds; replies carry what remains, computed by that very call.
 
 local LAYOUT = 1                 -- of the record; also in the name of every function
-local VERSION = 1                -- of this code; a newer one replaces an older one, never the reverse
+local VERSION = 3                -- of this code; a newer one replaces an older one, never the reverse
 local EPOCH = 4294967296         -- tokens of one epoch: 2^32
 local REMEMBERED = 128           -- ended ids per lock
 local REMEMBER_MS = 60000
@@ -71,6 +71,10 @@ local STATE = '<dddddddddd'
 local HOLD, HOLD_START = '<c1c1dddddI4c0I4c0', '<c1c1dd'
 local ENDED_ID, ENDED_SIZE = '<ddc1', 17   -- no hold is so short
 local WAITER = '<c1dddddBI4c0I4c0'
+-- Who waits: a process by itself, one for which the controller asks, or such a one that must hold other locks first: its
+-- place is reserved. When its turn comes it is kept as long as an offer would be, once; then it is passed over until it
+-- claims. It is never given an offer: two that each had one and wanted the other's would wait for each other.
+local DIRECT, DELEGATED, RESERVED = 0, 1, 2
 local COLON = 58
 local HOLD_STATES = {o = 'offer', h = 'held', p = 'pinned'}
 
@@ -248,7 +252,7 @@ end
 -- A lock as this call sees it, without what is not yet known. All fields at once: a table that grows is slow.
 local function handle(keys, first, h, id, field, holder)
   return {key = keys[first], queue = keys[first + 1], waiters = keys[first + 2], h = h, id = id, field = field,
-    holder = holder, ended = nil, changed = false, forget = false, offers = nil,
+    holder = holder, ended = nil, changed = false, forget = false, offers = nil, turn = 0,
     sets = {'state', false, nil, nil}}
 end
 
@@ -286,7 +290,7 @@ local function dequeue(l, id, m)
 end
 
 local function gone(w, now)
-  return (w.refresh ~= 0 and w.refresh <= now) or (w.deadline ~= 0 and w.deadline <= now)
+  return (w.delegated == DIRECT and w.refresh <= now) or (w.deadline ~= 0 and w.deadline <= now)
 end
 
 local function refresh_ms(h)
@@ -304,12 +308,13 @@ local function enqueue(l, id, ask, now)
   if not w then
     h.seq = math.max(h.seq + 1, now * 1000)
     w = {seq = h.seq, priority = ask.priority, permits = ask.permits, mode = ask.mode, delegated = ask.delegated,
-      identity = ask.identity, pod = ask.pod}
+      identity = ask.identity, pod = ask.pod, refresh = 0}
     l.changed = true
   end
+  if ask.delegated ~= DIRECT and ask.delegated ~= w.delegated then w.delegated, w.refresh = ask.delegated, 0 end
   h.waiters = h.waiters + redis.call('ZADD', l.queue, 0, member(w, id))
   w.deadline = ask.wait < 0 and 0 or now + math.max(1, ask.wait)
-  w.refresh = w.delegated == 1 and 0 or now + refresh_ms(h)
+  if w.delegated == DIRECT then w.refresh = now + refresh_ms(h) end
   redis.call('HSET', l.waiters, id, pack_waiter(w))
 end
 
@@ -347,7 +352,7 @@ end
 
 -- An elected lock is granted by the controller alone.
 local function only_elected(h, ask)
-  return h.elected == 1 and ask.delegated == 0
+  return h.elected == 1 and ask.delegated == DIRECT
 end
 
 local function lease_end(h, o, now)
@@ -393,9 +398,17 @@ local function promote(l, now, self)
     local w = load_waiter(l, id)
     if not w or gone(w, now) or not satisfiable(h, w) or only_elected(h, w) then
       dequeue(l, id, m)
-    elseif w.delegated == 1 and (now > gate.heartbeat + HEARTBEAT_STALE_MS) and id ~= self then
+    elseif id ~= self and (w.delegated == RESERVED and w.refresh ~= 0 and w.refresh <= now or
+      w.delegated ~= DIRECT and now > gate.heartbeat + HEARTBEAT_STALE_MS) then
       index = index + 1
     elseif not fits(h, w) then
+      break
+    elseif id ~= self and w.delegated == RESERVED then
+      if w.refresh == 0 then
+        w.refresh = now + refresh_ms(h)
+        redis.call('HSET', l.waiters, id, pack_waiter(w))
+        l.changed, l.turn = true, w.refresh
+      end
       break
     else
       dequeue(l, id, m)
@@ -433,10 +446,11 @@ local function keep_place(l, ask, now)
   if l.h.waiters > 0 and load_waiter(l, l.id) then enqueue(l, l.id, ask, now) end
 end
 
-local function contend(l, ask, now)
+-- The answer where nobody's turn matters, or nil.
+local function settled(l, ask, now)
   local h, id = l.h, l.id
   if l.holder then
-    if l.holder.state == 'offer' and ask.delegated == 0 then accept(l, l.holder, now) end
+    if l.holder.state == 'offer' and ask.delegated == DIRECT then accept(l, l.holder, now) end
     return granted(l.holder, now)
   end
   if l.ended then return {'lost'} end
@@ -449,6 +463,11 @@ local function contend(l, ask, now)
     leave_queue(l, id)
     return {'unsatisfiable', h.permits}
   end
+end
+
+local function contend(l, ask, now)
+  local h, id, answer = l.h, l.id, settled(l, ask, now)
+  if answer then return answer end
   local gate = open_gate(h.store, now)
   if not gate then
     keep_place(l, ask, now)
@@ -494,6 +513,12 @@ local function asked(args, first)
     whole(args[first + 3], -2147483648, 2147483647), whole(args[first + 4], -1, 9007199254740992)
 end
 
+local function ask_of(args, first, delegated)
+  local mode, permits, priority, wait = asked(args, first)
+  return {mode = mode, permits = permits, priority = priority, wait = wait, identity = args[first + 5],
+    pod = args[first + 6], delegated = delegated, deadline = 0}
+end
+
 -- Takes what is free of a lock that nobody waits for: what `contend` would do in this most frequent case, in a
 -- third of its time, since no table is made. nil: not that case, and nothing was done.
 local function take(key, field, config, state, now, permits, identity, pod)
@@ -517,15 +542,14 @@ end
 -- acquire: lock keys; id, mode, permits, priority, wait ms (-1 for ever, 0 not at all), identity, pod uid
 local function acquire(keys, args, first, delegated)
   local now, at, id, identity, pod = now_ms(), #keys - 2, args[first], args[first + 5], args[first + 6]
-  local mode, permits, priority, wait = asked(args, first)
+  local mode, permits = asked(args, first)
   local field = 'id:' .. id
   local config, state, own = read(keys[at], field)
   if not config then return {'unprovisioned'} end
   local taken = mode == 'c' and not own and take(keys[at], field, config, state, now, permits, identity, pod)
   if taken then return taken end
   local l = load(keys, at, id, now, config, state, own)
-  return done(l, contend(l, {mode = mode, permits = permits, priority = priority, wait = wait, identity = identity,
-    pod = pod, delegated = delegated, deadline = 0}, now))
+  return done(l, contend(l, ask_of(args, first, delegated), now))
 end
 
 -- ---------------------------------------------------------------- what a holder calls
@@ -628,8 +652,9 @@ local function cancel(keys, args)
   return {'cancelled'}
 end
 
--- inspect: lock keys. Changes nothing; a hold whose time is over is left out. Waiters come as they are served.
-local function inspect(keys)
+-- inspect: lock keys; 'full': says of waiters what they ask for. Changes nothing; a hold whose time is over is left out.
+-- Waiters come as they are served.
+local function inspect(keys, args)
   local now = now_ms()
   local raw = redis.call('HMGET', keys[1], 'config', 'state')
   if not raw[1] then return {'unprovisioned'} end
@@ -644,7 +669,11 @@ local function inspect(keys)
   for _, m in ipairs(redis.call('ZRANGE', keys[2], 0, -1)) do
     local id = m:sub(28)
     local w = asks[id]
-    if w and not gone(w, now) then waiting[#waiting + 1] = {id, w.delegated} end
+    if w and not gone(w, now) then
+      local delegated = w.delegated == DIRECT and 0 or 1
+      waiting[#waiting + 1] = args[1] == 'full' and {id, delegated, w.permits, w.mode, w.priority, w.identity}
+        or {id, delegated}
+    end
   end
   return {'ok', now, h.lock, h.generation, h.permits, h.lease, h.last, h.sealed, math.max(0, h.not_before - now),
     open_gate(h.store, now) and 1 or 0, holds, waiting}
@@ -744,9 +773,12 @@ local function leave(keys, args)
   return {'ok'}
 end
 
+-- Its queue is another key, and may be there: those that come now stand behind.
 local function new_record(keys, args)
+  local seq = 0
+  for _, m in ipairs(redis.call('ZRANGE', keys[3], 0, -1)) do seq = math.max(seq, tonumber(m:sub(11, 27)) or 0) end
   return {store = args[1], lock = '', generation = 0, permits = 1, lease = 1, max_hold = 0, elected = 0, last = 0,
-    used = 0, shared = 0, exclusive = 0, waiters = redis.call('ZCARD', keys[3]), seq = 0, finished = 0, sealed = 0, not_before = 0, due = 0}
+    used = 0, shared = 0, exclusive = 0, waiters = redis.call('ZCARD', keys[3]), seq = seq, finished = 0, sealed = 0, not_before = 0, due = 0}
 end
 
 local function configure(h, args)
@@ -761,8 +793,8 @@ end
 -- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned. One that is put back
 -- waits no longer: it would be granted a second time. Beside an open gate one that has just ended stays so: etcd may
 -- have let it go since it was read.
-local function put_back(l, args, from, now, gate)
-  for i = from, #args, 6 do
+local function put_back(l, args, from, to, now, gate)
+  for i = from, to, 6 do
     local id = args[i]
     leave_queue(l, id)
     local raw = redis.call('HGET', l.key, 'id:' .. id)
@@ -779,8 +811,21 @@ local function put_back(l, args, from, now, gate)
   end
 end
 
+-- Puts back the places that etcd remembers, of those that hold nothing and have not ended.
+local function line_up(l, args, from, now)
+  if l.h.sealed == 1 then return end
+  for i = from, #args, 8 do
+    local raw = redis.call('HGET', l.key, 'id:' .. args[i])
+    local ask = ask_of(args, i, args[i + 7] == '1' and RESERVED or DELEGATED)
+    local is_over = raw and (unpack_hold(raw) or ended(l.h, raw, now))
+    if not is_over and satisfiable(l.h, ask) then enqueue(l, args[i], ask, now) end
+  end
+end
+
 -- Arguments from the third: lock uid, generation, permits, lease ms, max hold ms, token floor, quarantine ms,
--- ceiling of tokens (0: none), whether it is elected, then for each hold: id, token, permits, mode, identity, pod uid.
+-- ceiling of tokens (0: none), whether it is elected, for each hold: id, token, permits, mode, identity, pod uid. Where
+-- there are waiters, which controllers of version 0.1 don't tell, then an empty one, and for each of them, in their order: as
+-- acquire, and whether its place is reserved.
 local function configure_record(keys, args, now, gate)
   local l = load(keys, 2, '', now)
   local fresh = l == nil
@@ -796,7 +841,10 @@ local function configure_record(keys, args, now, gate)
   h.last = math.max(h.last, tonumber(args[8]))
   if tonumber(args[9]) > 0 then h.not_before = math.max(h.not_before, now + tonumber(args[9])) end
   put(l, 'config', pack_config(h))
-  put_back(l, args, 12, now, gate)
+  local after = 12
+  while args[after] and args[after] ~= '' do after = after + 6 end
+  line_up(l, args, after + 1, now)
+  put_back(l, args, 12, after - 1, now, gate)
   return l, {'ok', fresh and 1 or 0, tampered, h.last}
 end
 
@@ -829,7 +877,24 @@ end
 local function claim(keys, args)
   local gate, no = admitted(keys, args, now_ms())
   if not gate then return no end
-  return acquire(keys, args, 3, 1)
+  return acquire(keys, args, 3, DELEGATED)
+end
+
+-- reserve: store key, lock keys; uid, term, then as acquire. A place for one that must hold other locks first: it is passed
+-- over until it claims. One that holds is told so.
+local function reserve(keys, args)
+  local now = now_ms()
+  local gate, no = admitted(keys, args, now)
+  if not gate then return no end
+  local ask, l = ask_of(args, 3, RESERVED), load(keys, 2, args[3], now)
+  if not l then return {'unprovisioned'} end
+  local answer = settled(l, ask, now)
+  if not answer then
+    enqueue(l, l.id, ask, now)
+    promote(l, now)
+    answer = {'queued', retry_ms(l.h, now, ask.wait), now, gate.epoch}
+  end
+  return done(l, answer)
 end
 
 -- pin: store key, lock keys; uid, term, id. Time no longer takes this hold.
@@ -881,7 +946,11 @@ local function prune(l, now)
   local all = redis.call('HGETALL', l.waiters)
   for i = 1, #all, 2 do
     local w = unpack_waiter(all[i + 1])
-    if gone(w, now) then dequeue(l, all[i], member(w, all[i])) else due = sooner(due, sooner(w.refresh, w.deadline)) end
+    if gone(w, now) then
+      dequeue(l, all[i], member(w, all[i]))
+    else
+      due = sooner(due, sooner(w.refresh > now and w.refresh or 0, w.deadline))
+    end
   end
   return due
 end
@@ -891,7 +960,7 @@ local function expire_one(keys, first, now)
   if not l then return 'unprovisioned' end
   local at = prune(l, now)
   promote(l, now)
-  at = sooner(at, l.h.due)
+  at = sooner(sooner(at, l.turn), l.h.due)
   if l.h.not_before > now then at = sooner(at, l.h.not_before) end
   return done(l, at == 0 and -1 or at - now)
 end
@@ -948,7 +1017,7 @@ local function register(name, callback, ...)
   redis.register_function{function_name = 'leasehold' .. LAYOUT .. '_' .. name, callback = callback, flags = {...}}
 end
 
-register('acquire', function(keys, args) return acquire(keys, args, 1, 0) end)
+register('acquire', function(keys, args) return acquire(keys, args, 1, DIRECT) end)
 register('renew', renew, 'allow-oom')
 register('release', release, 'allow-oom')
 register('cancel', cancel, 'allow-oom')
@@ -962,6 +1031,7 @@ register('leave', leave, 'allow-oom')
 register('provision', provision)
 register('restore', restore, 'allow-oom')
 register('claim', claim)
+register('reserve', reserve)
 register('pin', pin, 'allow-oom')
 register('free', free, 'allow-oom')
 register('expire', expire, 'allow-oom')

@@ -10,22 +10,27 @@
 //! # Errors
 //! [`StoreError`] means that no answer was had. It says nothing about the lock: unknown is not lost.
 
+mod acl;
 mod connect;
 mod control;
 mod error;
 mod inbox;
 mod library;
+mod link;
 mod reply;
 mod workload;
 
 pub mod model;
 
+pub use acl::DirectUsers;
 pub use connect::{Endpoint, Offered, Password, Tls};
-pub use control::{Changes, Control, Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Remembered, Sealed};
+pub use control::{
+    Changes, Control, Due, Heartbeat, Opening, Place, Provision, Provisioned, Refusal, Remembered, Sealed,
+};
 pub use error::StoreError;
 pub use inbox::Inbox;
 pub use library::{Isolation, LIBRARY_SOURCE, LibraryState, ServerFacts};
-pub use workload::{Hold, HoldState, Inspection, Store};
+pub use workload::{Hold, HoldState, Inspection, Store, Waiter, permits_counted};
 
 use crate::lease::LockKey;
 

@@ -21,13 +21,26 @@ const REMEMBER_MS: i64 = 60_000;
 const REFRESH_MS: i64 = 15_000;
 const HEARTBEAT_STALE_MS: i64 = 10_000;
 
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// A process by itself.
+    Direct,
+    /// The controller for somebody.
+    Delegated,
+    /// The controller for somebody whose turn may not come yet.
+    Reserving,
+}
+
 #[derive(Debug, Clone)]
 struct Waiter {
     request: Request,
     seq: i64,
     deadline: Option<i64>,
     refresh: Option<i64>,
-    delegated: bool,
+    asker: Asker,
+    /// Of a reserved place whose turn has come: until when it is kept.
+    turn_ends: Option<i64>,
 }
 
 impl Waiter {
@@ -139,12 +152,17 @@ impl Model {
             quarantine: (record.not_before - self.now).max(0),
             gate_open: self.gate_of_record().is_some(),
             holds,
-            waiters: self.waiters().map(|waiter| (waiter.request.id.clone(), waiter.delegated)).collect(),
+            waiters: self.waiters().map(|waiter| (waiter.request.id.clone(), waiter.asker != Asker::Direct)).collect(),
         })
     }
 
     fn waiters(&self) -> impl Iterator<Item = &Waiter> {
         self.queue.iter().filter(|waiter| !waiter.gone(self.now))
+    }
+
+    /// Whether one waits whose place is reserved, for it must hold other locks first.
+    pub fn is_reserved(&self, id: &HolderId) -> bool {
+        self.waiters().any(|waiter| waiter.request.id == *id && waiter.asker == Asker::Reserving)
     }
 
     /// What those who wait have asked for, in the order in which they are served.
@@ -160,7 +178,7 @@ impl Model {
 
     /// Every time at which an answer may change, in no order.
     pub fn deadlines(&self) -> Vec<i64> {
-        let waiters = self.queue.iter().flat_map(|waiter| [waiter.refresh, waiter.deadline]).flatten();
+        let waiters = self.queue.iter().flat_map(|w| [w.refresh, w.deadline, w.turn_ends]).flatten();
         let heartbeats = self.gates.values().map(|gate| gate.heartbeat + HEARTBEAT_STALE_MS);
         let record = self.record.iter().flat_map(|record| {
             let holds = record.holds.iter().map(|hold| hold.expires);

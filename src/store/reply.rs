@@ -40,13 +40,18 @@ impl Reply {
         })
     }
 
+    /// Whether there is no further part.
+    pub(super) fn is_over(&self) -> bool {
+        self.parts.as_slice().is_empty()
+    }
+
     /// The name of the outcome.
     pub(super) fn outcome(&self) -> String {
         self.outcome.clone()
     }
 
-    pub(super) fn unknown(self) -> StoreError {
-        StoreError::Reply { function: self.function, answer: self.outcome }
+    pub(super) fn unknown(&self) -> StoreError {
+        StoreError::Reply { function: self.function, answer: self.outcome.clone() }
     }
 
     pub(super) fn millis(&mut self) -> Result<Duration, StoreError> {

@@ -1,20 +1,23 @@
 //! What a workload may call.
 
-use redis::aio::ConnectionManager;
+use std::sync::Arc;
+use std::time::Duration;
+
 use redis::{Cmd, Value};
 
+use super::link::{Connected, Link};
 use super::reply::{Reply, unreadable};
-use super::{Endpoint, StoreError, lock_keys};
+use super::{Endpoint, Inbox, StoreError, lock_keys};
 use crate::failpoint::must_be_named;
 use crate::lease::{Acquired, FencingToken, HolderId, LockKey, Mode, Reading, Released, Renewed, Request, Wait};
 
 /// What changes nothing in Redis.
-const READS: [&str; 5] = ["EXISTS", "leasehold1_inspect", "leasehold1_version", "INFO", "CONFIG GET"];
+const READS: [&str; 6] = ["EXISTS", "leasehold1_inspect", "leasehold1_version", "INFO", "CONFIG GET", "ACL LIST"];
 
 /// One Redis and one key prefix in it. Cheap to clone; clones share the connection.
 #[derive(Clone)]
 pub struct Store {
-    pub(super) connection: ConnectionManager,
+    link: Arc<Link>,
     pub(super) prefix: String,
 }
 
@@ -79,20 +82,112 @@ pub struct Inspection {
     pub waiters: Vec<(HolderId, bool)>,
 }
 
+/// How many permits these holds take, but for an exclusive one: all shared ones together take one.
+pub fn permits_counted<'a>(holds: impl Iterator<Item = &'a Hold> + Clone) -> u32 {
+    let shared = u32::from(holds.clone().any(|hold| hold.mode == Mode::Shared));
+    // Records can be forged: a sum may be beyond all bounds.
+    holds.fold(shared, |sum, hold| sum.saturating_add(hold.mode.counted()))
+}
+
+fn millis(ms: i64) -> Duration {
+    Duration::from_millis(ms.max(0).unsigned_abs())
+}
+
+impl Inspection {
+    /// The lease of its holds.
+    pub fn lease_duration(&self) -> Duration {
+        millis(self.lease)
+    }
+
+    /// How long it still grants nothing, since what was lost may be believed.
+    pub fn quarantine_left(&self) -> Duration {
+        millis(self.quarantine)
+    }
+
+    /// The holds without the offers, which may still go to another.
+    pub fn held(&self) -> impl Iterator<Item = &Hold> {
+        self.holds.iter().filter(|hold| hold.state != HoldState::Offer)
+    }
+
+    /// Whether more hold than would be granted beside each other: permits were lowered, or a hold was put back that time had
+    /// taken.
+    pub fn is_over_full(&self) -> bool {
+        let exclusive = self.holds.iter().any(|hold| hold.mode == Mode::Exclusive);
+        exclusive && self.holds.len() > 1 || permits_counted(self.holds.iter()) > self.permits
+    }
+
+    /// Whether there is no room for a hold beside one that was granted later.
+    pub fn is_taken_since(&self, token: FencingToken) -> bool {
+        self.is_over_full() && self.holds.iter().any(|hold| hold.token > token)
+    }
+}
+
+/// One that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiter {
+    /// Its id, a secret.
+    pub id: HolderId,
+    /// Whether the controller waits for it.
+    pub delegated: bool,
+    /// How much it asks for.
+    pub mode: Mode,
+    /// Higher is served first.
+    pub priority: i32,
+    /// Who waits, as people read it.
+    pub identity: String,
+}
+
 impl Store {
-    /// Prepares a connection; the first call opens it, and after a failure a later one opens it again.
+    /// Prepares a connection; the first call opens it, and after a failure a later one opens it again. Inside a runtime.
     ///
     /// # Errors
     /// [`StoreError::Settings`] if the endpoint can't be used as given.
     pub fn connect(endpoint: &Endpoint, prefix: &str) -> Result<Self, StoreError> {
-        Ok(Self { connection: endpoint.manager()?, prefix: prefix.to_owned() })
+        Ok(Self { link: Arc::new(Link::new(endpoint.clone())?), prefix: prefix.to_owned() })
+    }
+
+    /// As [`Store::connect`], for credentials that are rotated: where user or password are refused, `source` is asked again,
+    /// and what it has then is used from then on.
+    ///
+    /// # Errors
+    /// [`StoreError::Settings`] if the endpoint can't be used as given.
+    pub fn connect_by(
+        endpoint: &Endpoint,
+        prefix: &str,
+        source: impl Fn() -> Option<Endpoint> + Send + Sync + 'static,
+    ) -> Result<Self, StoreError> {
+        Ok(Self { link: Arc::new(Link::new(endpoint.clone())?.with(source)), prefix: prefix.to_owned() })
+    }
+
+    /// Where it is now, and as whom it is entered.
+    pub fn endpoint(&self) -> Arc<Endpoint> {
+        self.link.endpoint()
+    }
+
+    /// Connects an inbox for waiters of this store.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the server can't be reached.
+    pub async fn inbox(&self) -> Result<Inbox, StoreError> {
+        Inbox::connect(&self.endpoint(), &self.prefix).await
     }
 
     pub(super) async fn call(&self, function: &'static str, cmd: &Cmd) -> Result<Value, StoreError> {
         if !READS.contains(&function) {
             must_be_named(|| function.to_owned());
         }
-        cmd.query_async(&mut self.connection.clone()).await.map_err(|source| StoreError::Call { function, source })
+        let ask = async |by: &mut Connected| {
+            let answer = cmd.query_async(&mut by.connection).await;
+            answer.map_err(|source| StoreError::Call { function, source })
+        };
+        let mut by = self.link.now();
+        let answer = ask(&mut by).await;
+        // What was refused was not executed.
+        let refused = answer.as_ref().is_err_and(StoreError::is_refused_credentials);
+        match if refused { self.link.instead_of(&by)? } else { None } {
+            Some(mut other) => ask(&mut other).await,
+            None => answer,
+        }
     }
 
     fn on_lock(&self, function: &'static str, lock: &LockKey) -> Cmd {
@@ -169,6 +264,21 @@ impl Store {
         const FUNCTION: &str = "leasehold1_inspect";
         inspection(self.reply(FUNCTION, &self.on_lock(FUNCTION, lock)).await?)
     }
+
+    /// As [`Store::inspect`], and what those ask for that wait, in the order in which they are served.
+    ///
+    /// # Errors
+    /// [`StoreError`]: no answer, or that of a library of version 1 about somebody who waits.
+    pub async fn inspect_in_full(&self, lock: &LockKey) -> Result<Option<(Inspection, Vec<Waiter>)>, StoreError> {
+        const FUNCTION: &str = "leasehold1_inspect";
+        let mut cmd = self.on_lock(FUNCTION, lock);
+        cmd.arg("full");
+        let inspected = inspected(self.reply(FUNCTION, &cmd).await?, waiter)?;
+        Ok(inspected.map(|(inspection, asked)| {
+            let waiters = asked.iter().map(|waiter| (waiter.id.clone(), waiter.delegated)).collect();
+            (Inspection { waiters, ..inspection }, asked)
+        }))
+    }
 }
 
 pub(super) fn push_mode(cmd: &mut Cmd, mode: Mode) {
@@ -233,7 +343,16 @@ fn released(reply: Reply) -> Result<Released, StoreError> {
     })
 }
 
-fn inspection(mut reply: Reply) -> Result<Option<Inspection>, StoreError> {
+fn inspection(reply: Reply) -> Result<Option<Inspection>, StoreError> {
+    let inspected = inspected(reply, place)?;
+    Ok(inspected.map(|(inspection, waiters)| Inspection { waiters, ..inspection }))
+}
+
+/// The reading without its waiters, and those as they are read.
+fn inspected<W>(
+    mut reply: Reply,
+    waiter: impl Fn(Reply) -> Result<W, StoreError>,
+) -> Result<Option<(Inspection, Vec<W>)>, StoreError> {
     match reply.outcome().as_str() {
         "unprovisioned" => return Ok(None),
         "ok" => {}
@@ -250,22 +369,17 @@ fn inspection(mut reply: Reply) -> Result<Option<Inspection>, StoreError> {
         quarantine: reply.take()?,
         gate_open: reply.take::<i64>()? == 1,
         holds: reply.list()?.into_iter().map(hold).collect::<Result<_, _>>()?,
-        waiters: reply.list()?.into_iter().map(waiter).collect::<Result<_, _>>()?,
+        waiters: Vec::new(),
     };
     inspection.holds.sort_by_key(|hold| hold.token);
-    Ok(Some(inspection))
+    let waiters = reply.list()?.into_iter().map(waiter).collect::<Result<_, _>>()?;
+    Ok(Some((inspection, waiters)))
 }
 
 fn hold(mut reply: Reply) -> Result<Hold, StoreError> {
     let id = holder_id(&mut reply)?;
     let token = reply.token()?;
-    let permits = reply.take()?;
-    let mode = match reply.take::<String>()?.as_str() {
-        "c" => Mode::Counted(permits),
-        "s" => Mode::Shared,
-        "x" => Mode::Exclusive,
-        _ => return Err(reply.unknown()),
-    };
+    let mode = mode(&mut reply)?;
     let state = match reply.take::<String>()?.as_str() {
         "offer" => HoldState::Offer,
         "held" => HoldState::Held,
@@ -278,8 +392,29 @@ fn hold(mut reply: Reply) -> Result<Hold, StoreError> {
     Ok(Hold { id, token, mode, state, acquired, renewed, expires, identity, pod_uid })
 }
 
-fn waiter(mut reply: Reply) -> Result<(HolderId, bool), StoreError> {
+fn place(mut reply: Reply) -> Result<(HolderId, bool), StoreError> {
     Ok((holder_id(&mut reply)?, reply.take::<i64>()? == 1))
+}
+
+fn waiter(mut reply: Reply) -> Result<Waiter, StoreError> {
+    let (id, delegated) = (holder_id(&mut reply)?, reply.take::<i64>()? == 1);
+    if reply.is_over() {
+        let answer = "waiters as a library of version 1 has them".to_owned();
+        return Err(StoreError::Reply { function: "leasehold1_inspect", answer });
+    }
+    let mode = mode(&mut reply)?;
+    Ok(Waiter { id, delegated, mode, priority: reply.take()?, identity: reply.take()? })
+}
+
+/// How much, as [`push_mode`] sends it.
+fn mode(reply: &mut Reply) -> Result<Mode, StoreError> {
+    let permits = reply.take()?;
+    match reply.take::<String>()?.as_str() {
+        "c" => Ok(Mode::Counted(permits)),
+        "s" => Ok(Mode::Shared),
+        "x" => Ok(Mode::Exclusive),
+        _ => Err(reply.unknown()),
+    }
 }
 
 fn holder_id(reply: &mut Reply) -> Result<HolderId, StoreError> {

@@ -2,7 +2,9 @@
 
 mod claims;
 mod commands;
+pub(crate) mod credentials;
 mod deletion;
+pub(crate) mod direct;
 pub(crate) mod elections;
 pub(crate) mod fixture;
 mod force_release;

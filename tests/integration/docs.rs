@@ -3,6 +3,7 @@
 
 mod commands;
 mod health;
+mod library;
 mod links;
 mod manifests;
 mod page;

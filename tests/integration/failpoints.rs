@@ -47,13 +47,28 @@ async fn at_each(places: impl Iterator<Item = String>, attempt: impl AsyncFn(Str
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
 }
 
+fn around_each(names: impl IntoIterator<Item = String>) -> impl Iterator<Item = String> {
+    names.into_iter().flat_map(|name| ["before", "after"].map(|side| format!("{side} {name}")))
+}
+
 #[tokio::test]
 async fn a_controller_that_is_killed_at_any_write_is_followed_by_one_that_heals_everything() {
-    let places = listed().into_iter().flat_map(|name| ["before", "after"].map(|side| format!("{side} {name}")));
-    at_each(places, async |place| {
+    at_each(around_each(listed()), async |place| {
         let tour = Tour::past(&place);
         let (mut site, options) = tour.site().await;
         Attendant::new(options, Blow::Kill, &place).guide(tour, &mut site).await
+    })
+    .await;
+}
+
+/// As [`a_controller_that_is_killed_at_any_write_is_followed_by_one_that_heals_everything`], where the claim is that of a pod
+/// that waits by its gate.
+#[tokio::test]
+async fn a_controller_that_is_killed_at_a_write_of_a_gated_pod_s_claim_is_followed_by_one_that_heals_everything() {
+    let of_claims = listed().into_iter().filter(|name| tours::is_of_a_gated_pod_s_claim(name));
+    at_each(around_each(of_claims), async |place| {
+        let (mut site, options) = Tour::Gated.site().await;
+        Attendant::new(options, Blow::Kill, &place).guide(Tour::Gated, &mut site).await
     })
     .await;
 }

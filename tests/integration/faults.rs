@@ -9,6 +9,7 @@ mod counter;
 mod dice;
 mod direct;
 mod elections;
+mod several;
 mod stage;
 mod strikes;
 mod watches;
@@ -17,9 +18,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use contention::{Load, contend, for_a_while};
+use dice::Dice;
 use stage::{Set, Stage};
+use strikes::Fault;
 
-use crate::support::history::{check, read};
+use crate::support::history::{Entry, Event, Share, check, read};
+use crate::support::{LIMIT, wait_for};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_contended_store_keeps_its_promises() {
@@ -30,6 +34,36 @@ async fn a_contended_store_keeps_its_promises() {
     println!("{acquisitions} acquisitions, updates lost (fenced, unfenced): {:?}", outcome.lost_updates());
     assert!(outcome.violations.is_empty());
     assert!(acquisitions > 50, "only {acquisitions} acquisitions");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_and_a_writer_of_a_contended_lock_keep_out_of_each_other_s_way() {
+    let mut stage = Stage::new(Set::default()).await;
+    let outcome = contend(&mut stage, &Load::with_modes(), 2, async |stage| {
+        both_modes_are_held(stage).await;
+        stage.recorder.note(Event::Fault { name: "the controller is killed".into() });
+        Fault::ControllerKilled.strike(stage, &mut Dice::new(2)).await;
+        stage.heals().await;
+        stage.recorder.note(Event::Healed);
+        both_modes_are_held(stage).await;
+    })
+    .await;
+    outcome.keep("modes");
+    assert!(outcome.violations.is_empty());
+}
+
+/// Waits until readers have held three times more, and the writer too.
+async fn both_modes_are_held(stage: &Stage) {
+    let seen = stage.recorder.history().len();
+    let held = |history: &[Entry], share: &Share| {
+        let holds = |entry: &&Entry| matches!(&entry.event, Event::Holds { share: held, .. } if held == share);
+        history.iter().filter(holds).count()
+    };
+    let often = async || {
+        let since = stage.recorder.history().split_off(seen);
+        [Share::Shared, Share::Exclusive].iter().all(|share| held(&since, share) >= 3).then_some(())
+    };
+    wait_for("readers and the writer have held three times", 2 * LIMIT, often).await;
 }
 
 /// `make check-history FILE=...`

@@ -12,7 +12,7 @@ fn kit(file: &str) -> PathBuf {
 
 /// Two writers of one counter, each in a transaction of its own: the older one comes last.
 const DATABASE: &str = r#"
-import pathlib, sqlite3, sys
+import pathlib, sqlite3, sys, threading, time
 create, fence = [part.split("\n", 1)[1] for part in pathlib.Path(sys.argv[1]).read_text().split("\n\n")]
 def write(token, value):
     connection = sqlite3.connect(sys.argv[2], isolation_level=None)
@@ -28,9 +28,22 @@ def write(token, value):
     connection.execute("COMMIT")
     return "written"
 newest = 203456895778818
+def write_at_once(first, second):
+    # The second asks while the first has written and not committed.
+    older = sqlite3.connect(sys.argv[2], isolation_level=None)
+    older.execute("BEGIN IMMEDIATE")
+    older.execute(fence, {"resource": "counter", "token": first}).fetchone()
+    answers = []
+    waits = threading.Thread(target=lambda: answers.append(write(second, second)))
+    waits.start()
+    time.sleep(0.3)
+    assert not answers, "it waits for the row"
+    older.execute("COMMIT")
+    waits.join()
+    return answers[0]
 answers = [write(7, 1), write(newest, 2), write(newest, 3), write(7, 4), write(newest - 1, 5)]
 value = sqlite3.connect(sys.argv[2]).execute("SELECT value FROM counter").fetchone()[0]
-print(*answers, value)
+print(*answers, value, write_at_once(newest + 1, newest + 2), write_at_once(newest + 4, newest + 3))
 "#;
 
 #[test]
@@ -40,7 +53,8 @@ fn a_database_refuses_an_old_token() {
     python.arg("-c").arg(DATABASE).arg(kit("fence.sql")).arg(folder.path().join("db"));
     let output = python.output().expect("python3 runs");
     let (answers, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(answers.trim(), "written written written refused refused 3", "{errors}");
+    let expected = "written written written refused refused 3 written refused";
+    assert_eq!(answers.trim(), expected, "{errors}");
 }
 
 #[tokio::test]
@@ -98,14 +112,24 @@ async fn exchange(port: u16, request: &str) -> Option<String> {
     Some(answer).filter(|answer| !answer.is_empty())
 }
 
-#[tokio::test]
-async fn the_api_server_refuses_an_old_token() {
-    let test = TestNamespace::new().await;
+/// Applies the policy under a name of this test and bound to its namespace, and waits until it is in force.
+pub(crate) async fn apply_fence(test: &TestNamespace) {
     let policy = std::fs::read_to_string(kit("policy.yaml")).expect("the policy");
     let here = format!("namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {}}}}}", test.name());
     let policy =
         policy.replace("namespaceSelector: {}", &here).replace("fenced-configmaps", &format!("fenced-{}", test.name()));
     test.kubectl_apply(&policy).await.expect("the policy is accepted");
+    let folder = Scratch::new("fence");
+    let probe = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: probe, labels: {example.com/fenced: \"\"}}\n";
+    let ask = format!("create --dry-run=server -f {}", folder.write("probe.yaml", probe).display());
+    let refused = async || test.kubectl(&ask).await.err().filter(|error| error.contains("is missing"));
+    wait_for("the policy is in force", LIMIT, refused).await;
+}
+
+#[tokio::test]
+async fn the_api_server_refuses_an_old_token() {
+    let test = TestNamespace::new().await;
+    apply_fence(&test).await;
     let write = async |token: Option<i64>, value: i32| {
         let annotation = token.map(|token| format!("annotations: {{example.com/fencing-token: \"{token}\"}}, "));
         let object = format!(
@@ -114,13 +138,8 @@ async fn the_api_server_refuses_an_old_token() {
         );
         test.kubectl_apply(&object).await
     };
-    // Another value each time: kubectl doesn't send what changes nothing.
-    let mut value = 0;
-    let refused = async || {
-        value -= 1;
-        write(None, value).await.err().filter(|error| error.contains("is missing"))
-    };
-    wait_for("the policy is in force", LIMIT, refused).await;
+    let refusal = write(None, 0).await.expect_err("it has no token");
+    assert!(refusal.contains("is missing"), "{refusal}");
     let newest = 203_456_895_778_818;
     for (token, value) in [(7, 1), (newest, 2), (newest, 3)] {
         write(Some(token), value).await.expect("it isn't old");
@@ -129,6 +148,8 @@ async fn the_api_server_refuses_an_old_token() {
         let refusal = write(Some(stale), 9).await.expect_err("it is old");
         assert!(refusal.contains("is older than"), "{refusal}");
     }
+    // What docs/fencing.md says of it: who doesn't send its token is taken for the newest.
+    test.kubectl("label configmap state touched=yes").await.expect("the token of the last write stands there");
     let unlabel = test.kubectl("label configmap state example.com/fenced-").await.expect_err("the label stays");
     assert!(unlabel.contains("stays"), "{unlabel}");
     assert_eq!(test.kubectl("get configmap state -o jsonpath={.data.value}").await.expect("it"), "3");

@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use rstest::rstest;
 
 /// A dependency, and the places in `src` that may name it.
-const PLACES: [(&str, &[&str]); 4] =
-    [("axum", &["agent", "admin"]), ("clap", &["cli"]), ("kube", &["api", "controller", "cli"]), ("redis", &["store"])];
+const PLACES: [(&str, &[&str]); 5] = [
+    ("axum", &["agent", "admin"]),
+    ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("kube", &["api", "controller", "cli"]),
+    ("redis", &["store"]),
+];
 
 /// A module, and the modules that it may import from.
-const IMPORTS: [(&str, &[&str]); 15] = [
+const IMPORTS: [(&str, &[&str]); 17] = [
     ("main", &["cli"]),
     ("lib", &[]),
     (
@@ -28,18 +33,21 @@ const IMPORTS: [(&str, &[&str]); 15] = [
             "telemetry",
             "shutdown",
             "failpoint",
+            "clock",
         ],
     ),
-    ("controller", &["keeper", "store", "api", "lease", "metrics", "shutdown", "failpoint"]),
-    ("agent", &["keeper", "store", "lease", "metrics", "shutdown"]),
-    ("run", &["keeper", "store", "lease", "metrics", "shutdown"]),
-    ("keeper", &["store", "lease", "metrics"]),
+    ("controller", &["keeper", "store", "api", "lease", "metrics", "shutdown", "failpoint", "clock", "random"]),
+    ("agent", &["keeper", "store", "lease", "metrics", "shutdown", "clock"]),
+    ("run", &["keeper", "store", "lease", "shutdown", "clock", "random"]),
+    ("keeper", &["store", "lease", "clock", "random"]),
     ("store", &["lease", "failpoint"]),
     ("api", &["lease"]),
     ("lease", &[]),
     ("admin", &["metrics"]),
+    ("clock", &[]),
     ("failpoint", &[]),
     ("metrics", &[]),
+    ("random", &[]),
     ("shutdown", &[]),
     ("telemetry", &[]),
 ];

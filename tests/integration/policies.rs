@@ -1,5 +1,7 @@
 //! The admission policies of `charts/leasehold/policies`, on the real API server: who is let through, and who isn't.
 
+mod agent;
+mod bystanders;
 mod claims;
 mod election;
 mod force_release;
@@ -15,10 +17,13 @@ use serde_json::{Value, json};
 use crate::support::{LIMIT, TestNamespace, wait_for};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/leasehold/policies");
+/// What the verbs `ungate` and `forcerelease` are asked on.
+const LOCK_RESOURCE: &str = "distributedlocks.leasehold.dev";
+const WRITES_PODS: [(&str, &str); 2] = [("get,create,update,patch", "pods"), ("get,update,patch", "pods/status")];
 
 /// Applies a file of policies with kubectl, under names of this test and bound to its namespace, for the API server is
 /// shared.
-async fn apply(test: &TestNamespace, file: &str) {
+pub(crate) async fn apply(test: &TestNamespace, file: &str) {
     let manifest = std::fs::read_to_string(format!("{FOLDER}/{file}")).expect("the file is there");
     let everywhere = "namespaceSelector: {}";
     let here = format!("namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {}}}}}", test.name());
@@ -32,7 +37,7 @@ async fn apply(test: &TestNamespace, file: &str) {
 async fn the_policies_are_accepted_as_they_stand() {
     let test = TestNamespace::new().await;
     let accepted = test.kubectl(&format!("apply --dry-run=server -f {FOLDER}")).await.expect("they are accepted");
-    assert_eq!(accepted.lines().count(), 20, "ten policies, each with its binding:\n{accepted}");
+    assert_eq!(accepted.lines().count(), 26, "thirteen policies, each with its binding:\n{accepted}");
 }
 
 /// Applies the policies on force-release, and waits until they are in force.
@@ -55,6 +60,24 @@ pub(crate) async fn apply_gated(test: &TestNamespace) {
     gated::is_in_force(test).await;
 }
 
+/// A policy of somebody else, on requests to the test's namespace: `Mutating` or `Validating`.
+pub(crate) async fn of_somebody_else(test: &TestNamespace, name: &str, kind: &str, spec: Value) {
+    let (kind, name) = (format!("{kind}AdmissionPolicy"), format!("{name}-{}", test.name()));
+    let object = |kind: &str, spec: Value| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": { "name": name }, "spec": spec});
+    let here = json!({"matchLabels": {"kubernetes.io/metadata.name": test.name()}});
+    let mut binding = json!({"policyName": name, "matchResources": { "namespaceSelector": here }});
+    if kind.starts_with("Validating") {
+        binding["validationActions"] = json!(["Deny"]);
+    }
+    let binding = object(&format!("{kind}Binding"), binding);
+    test.kubectl_apply(&format!("{}\n---\n{binding}", object(&kind, spec))).await.expect("another policy");
+}
+
+/// These requests of a group.
+pub(crate) fn requests(group: &str, operation: &str, resource: &str) -> Value {
+    json!({"resourceRules": [{"apiGroups": [group], "apiVersions": ["*"], "operations": [operation], "resources": [resource]}]})
+}
+
 /// Waits until this would be refused.
 async fn in_force<K>(api: &Api<K>, name: &str, object: &Value)
 where
@@ -74,10 +97,63 @@ where
 
 /// Lets a user do these things in the namespace: `verb resource`, as RBAC has them.
 pub(crate) async fn allow(test: &TestNamespace, user: &str, rights: &[(&str, &str)]) {
-    for (number, (verbs, resource)) in rights.iter().enumerate() {
-        let role = format!("{user}-{number}");
+    grant(test, user, &format!("--user={user}"), rights).await;
+}
+
+async fn grant(test: &TestNamespace, name: &str, subject: &str, rights: &[(&str, &str)]) {
+    for (verbs, resource) in rights {
+        let role = format!("{name}-{verbs}-{resource}").replace([',', '/'], "-");
         test.kubectl(&format!("create role {role} --verb={verbs} --resource={resource}")).await.expect("a role");
-        test.kubectl(&format!("create rolebinding {role} --role={role} --user={user}")).await.expect("a binding");
+        test.kubectl(&format!("create rolebinding {role} --role={role} {subject}")).await.expect("a binding");
+    }
+}
+
+/// A service account of a test's namespace, with a token of its own.
+struct Account {
+    test: TestNamespace,
+    name: String,
+    token: String,
+}
+
+impl Account {
+    /// One that may do these things there, as in [`allow`].
+    async fn new(test: &TestNamespace, name: &str, rights: &[(&str, &str)]) -> Self {
+        test.kubectl(&format!("create serviceaccount {name}")).await.expect("an account");
+        let token = test.kubectl(&format!("create token {name}")).await.expect("a token").trim().to_owned();
+        let account = Self { test: test.clone(), name: name.to_owned(), token };
+        account.may(test, rights).await;
+        account
+    }
+
+    /// It may do these things in that namespace, too; the API server has heard of it.
+    async fn may(&self, there: &TestNamespace, rights: &[(&str, &str)]) {
+        let subject = format!("--serviceaccount={}:{}", self.test.name(), self.name);
+        grant(there, &self.name, &subject, rights).await;
+        for (verbs, resource) in rights {
+            let verb = verbs.split(',').next().unwrap_or_default();
+            let resource = resource.replace('/', " --subresource=");
+            let asks = format!("--token={} auth can-i {verb} {resource}", self.token);
+            let may = async || there.kubectl(&asks).await.ok();
+            wait_for(&format!("{} may {verb} {resource}", self.name), LIMIT, may).await;
+        }
+    }
+
+    /// What the API server calls it.
+    fn user(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.test.name(), self.name)
+    }
+
+    /// The API of a kind in the namespace of the test, asked with its token.
+    async fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.test.plane().client_of(&self.token).await, self.test.name())
+    }
+
+    /// Runs kubectl with its token.
+    async fn kubectl(&self, words: &str) -> Result<String, String> {
+        self.test.kubectl(&format!("--token={} {words}", self.token)).await
     }
 }
 

@@ -3,11 +3,11 @@
 mod answers;
 mod bounds;
 mod faults;
-mod fixture;
+pub(crate) mod fixture;
 mod invariants;
 mod machine;
 mod messages;
-mod server;
+pub(crate) mod server;
 mod strategy;
 mod trouble;
 mod world;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde::Deserialize;
 
@@ -16,7 +16,8 @@ use super::{LIMIT, Process, Scratch, eventually, free_port};
 pub(crate) const CONTROLLER_USER: &str = "system:serviceaccount:leasehold-system:leasehold";
 const USERS: [(&str, &str); 2] = [("admin", "admin"), ("controller", CONTROLLER_USER)];
 const CONTROLLERS: &str = "namespace-controller,garbage-collector-controller,serviceaccount-controller,\
-    job-controller,cronjob-controller,deployment-controller,replicaset-controller,disruption-controller";
+    job-controller,cronjob-controller,deployment-controller,replicaset-controller,statefulset-controller,\
+    daemonset-controller,disruption-controller,resourcequota-controller";
 /// In seconds, of one call.
 const KUBECTL_LIMIT: &str = "120";
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy",
@@ -46,6 +47,8 @@ pub(crate) struct ControlPlane {
     manager: Mutex<Option<Process>>,
     etcd: Mutex<Option<Process>>,
     scratch: Scratch,
+    /// What the API server can't do.
+    without: Option<String>,
 }
 
 /// How the parts are started: by the binary of `tests/cluster`, or from `KUBEBUILDER_ASSETS`.
@@ -82,12 +85,18 @@ impl Programs {
 impl ControlPlane {
     /// Starts all parts and waits until the API server is ready.
     pub(crate) async fn start() -> Self {
+        Self::start_without(None).await
+    }
+
+    /// As [`ControlPlane::start`], with an API server whose feature gate of this name is off.
+    pub(crate) async fn start_without(feature: Option<&str>) -> Self {
         let programs = Programs::find();
         let scratch = Scratch::new("cluster");
         let (port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
         prepare(&scratch, port);
         let (apiserver, manager, etcd) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let plane = Self { programs, port, etcd_port, peer_port, apiserver, manager, etcd, scratch };
+        let without = feature.map(ToOwned::to_owned);
+        let plane = Self { programs, port, etcd_port, peer_port, apiserver, manager, etcd, scratch, without };
         plane.start_all().await;
         plane
     }
@@ -149,6 +158,7 @@ impl ControlPlane {
         let file = |name: &str| self.scratch.path().join(name).display().to_string();
         // The API server makes it at its first start; it signs the tokens of service accounts, too.
         let key = file("certificates/apiserver.key");
+        let features = self.without.as_ref().map(|feature| format!("--feature-gates={feature}=false"));
         let process = start_part(
             &self.programs,
             &self.scratch,
@@ -167,7 +177,10 @@ impl ControlPlane {
                 format!("--token-auth-file={}", file("tokens.csv")),
                 format!("--audit-policy-file={}", file("audit.json")),
                 format!("--audit-log-path={}", file("audit.log")),
-            ],
+            ]
+            .into_iter()
+            .chain(features)
+            .collect::<Vec<_>>(),
         );
         *self.apiserver.lock().expect("not poisoned") = Some(process);
         let ready = eventually(2 * LIMIT, async || self.kubectl(&["get", "--raw", "/readyz"]).ok()).await;
@@ -182,11 +195,25 @@ impl ControlPlane {
             &[
                 format!("--kubeconfig={}", self.kubeconfig("admin").display()),
                 format!("--controllers={CONTROLLERS}"),
+                // Each with the rights that it has elsewhere, or nothing would be refused to it.
+                "--use-service-account-credentials".to_owned(),
                 "--leader-elect=false".to_owned(),
                 "--secure-port=0".to_owned(),
             ],
         );
         *self.manager.lock().expect("not poisoned") = Some(process);
+    }
+
+    /// A real scheduler, for the pods that name it as theirs. It ends when it is dropped.
+    pub(crate) fn start_scheduler(&self, name: &str) -> Process {
+        let config = serde_json::json!({
+            "apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration",
+            "clientConnection": {"kubeconfig": self.kubeconfig("admin")},
+            "leaderElection": {"leaderElect": false}, "profiles": [{ "schedulerName": name }],
+        });
+        let file = self.scratch.write(&format!("scheduler-{name}.json"), &config.to_string());
+        let args = [format!("--config={}", file.display()), "--secure-port=0".to_owned()];
+        start_part(&self.programs, &self.scratch, "kube-scheduler", &args)
     }
 
     /// Ends the API server at once; etcd keeps everything.
@@ -227,8 +254,24 @@ impl ControlPlane {
 
     /// A client as the administrator. Each runtime needs its own.
     pub(crate) async fn client(&self) -> Client {
+        self.client_with(|_| {}).await
+    }
+
+    /// One that is told at once what the API server would rather be asked again later (kube asks again for minutes).
+    pub(crate) async fn client_that_asks_once(&self) -> Client {
+        self.client_with(|config| config.default_retry = false).await
+    }
+
+    /// One that asks with this token.
+    pub(crate) async fn client_of(&self, token: &str) -> Client {
+        let auth_info = AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() };
+        self.client_with(|config| config.auth_info = auth_info).await
+    }
+
+    async fn client_with(&self, change: impl FnOnce(&mut Config)) -> Client {
         let file = Kubeconfig::read_from(self.kubeconfig("admin")).expect("our kubeconfig");
-        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a config");
+        let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a config");
+        change(&mut config);
         rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
         Client::try_from(config).expect("a client")
     }

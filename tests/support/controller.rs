@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::{ControlPlane, LIMIT, Process, Scratch, eventually, free_port};
+use super::{ControlPlane, LIMIT, Process, Scratch, ask, eventually, free_port};
 
 /// What a controller is started with.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub(crate) struct ControllerOptions {
     pub(crate) key_prefix: Option<String>,
     pub(crate) store_name: Option<String>,
     pub(crate) instance: Option<String>,
+    /// Seconds that an old password of a namespace works.
+    pub(crate) password_overlap: Option<u32>,
     /// Lease, renew deadline and retry period of an election among replicas, in seconds; `None`: it is alone.
     pub(crate) election: Option<(u16, u16, f64)>,
     /// Where it is stopped or killed: see `leasehold::failpoint`.
@@ -43,6 +45,7 @@ impl ControllerOptions {
             key_prefix: None,
             store_name: None,
             instance: None,
+            password_overlap: None,
             election: None,
             failpoint: None,
         }
@@ -62,6 +65,7 @@ impl ControllerOptions {
             ("store-name", &self.store_name),
             ("instance", &self.instance),
         ];
+        args.extend(self.password_overlap.map(|seconds| format!("--password-overlap={seconds}")));
         args.extend(self.makes_password.then(|| "--redis-make-password".to_owned()));
         match self.election {
             None => args.push("--leader-elect=false".to_owned()),
@@ -141,20 +145,6 @@ impl Controller {
 
     /// Code and body of what it serves; `None`: no answer.
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let address = format!("127.0.0.1:{}", self.admin_port);
-        let get = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        let answer = tokio::task::spawn_blocking(move || exchange(&address, &get)).await.ok()??;
-        let code = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((code, answer.split_once("\r\n\r\n")?.1.to_owned()))
+        ask("GET", &format!("127.0.0.1:{}", self.admin_port), path).await
     }
-}
-
-fn exchange(address: &str, request: &str) -> Option<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
 }

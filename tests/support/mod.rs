@@ -4,9 +4,11 @@
 #![allow(dead_code, reason = "each target uses its part")]
 
 mod api_proxy;
+mod certificates;
 mod control_plane;
 mod controller;
 pub(crate) mod history;
+mod http;
 mod namespace;
 mod pods;
 mod process;
@@ -18,10 +20,12 @@ mod wait;
 #[allow(unused_imports, reason = "each target uses its part")]
 pub(crate) use {
     api_proxy::ApiProxy,
+    certificates::Certificates,
     control_plane::{AuditEntry, CONTROLLER_USER, ControlPlane},
     controller::{Controller, ControllerOptions},
+    http::ask,
     namespace::TestNamespace,
-    pods::{PodActor, containers_terminated, serving},
+    pods::{PodActor, containers_running, containers_terminated, containers_waiting, serving},
     process::{Process, free_port},
     proxy::{Passed, Proxy},
     redis_server::RedisServer,

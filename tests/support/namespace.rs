@@ -39,7 +39,15 @@ impl TestNamespace {
 
     /// On a control plane that no other test uses, so that it may be stopped. It ends with the process.
     pub(crate) async fn alone() -> Self {
-        let plane = ControlPlane::start().await;
+        Self::alone_on(ControlPlane::start().await).await
+    }
+
+    /// As [`TestNamespace::alone`], where a feature of Kubernetes is off.
+    pub(crate) async fn without(feature: &str) -> Self {
+        Self::alone_on(ControlPlane::start_without(Some(feature)).await).await
+    }
+
+    async fn alone_on(plane: ControlPlane) -> Self {
         plane.install_crds();
         Self::on(Box::leak(Box::new(plane))).await
     }

@@ -17,6 +17,17 @@ pub(crate) fn containers_terminated(exit_code: i32) -> Value {
     json!({"phase": "Running", "containerStatuses": [container(&state)]})
 }
 
+/// The status of one that has a node and waits there for something, such as its image.
+pub(crate) fn containers_waiting(reason: &str, message: &str) -> Value {
+    let state = json!({"waiting": {"reason": reason, "message": message}});
+    json!({"phase": "Pending", "containerStatuses": [container(&state)]})
+}
+
+/// The status that a kubelet reports when the container has started.
+pub(crate) fn containers_running() -> Value {
+    json!({"phase": "Running", "containerStatuses": [container(&json!({"running": {}}))]})
+}
+
 /// The status of a pod that runs, Ready or not; another `life` is another container.
 pub(crate) fn serving(life: u32, ready: bool) -> Value {
     let mut container = container(&json!({"running": {}}));
@@ -53,8 +64,7 @@ impl PodActor {
         if node.is_none() {
             return pod;
         }
-        let running = json!({"running": {}});
-        self.report(name, json!({"phase": "Running", "containerStatuses": [container(&running)]})).await
+        self.report(name, containers_running()).await
     }
 
     /// A pod with a label `app` that runs on `node` and is Ready.
@@ -73,12 +83,24 @@ impl PodActor {
 
     /// A pod that waits for locks: the lock of its label, behind these gates.
     pub(crate) async fn gated(&self, name: &str, lock: &str, gates: &[&str], annotations: Value) -> Pod {
+        self.gated_with_grace(name, lock, gates, annotations, 0).await
+    }
+
+    /// As `gated`; one with a node that is deleted is there for so many seconds, or until its kubelet has ended it.
+    pub(crate) async fn gated_with_grace(
+        &self,
+        name: &str,
+        lock: &str,
+        gates: &[&str],
+        annotations: Value,
+        seconds: i64,
+    ) -> Pod {
         let gates: Vec<Value> = gates.iter().map(|name| json!({ "name": name })).collect();
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "labels": {"leasehold.dev/lock": lock}, "annotations": annotations},
             "spec": {
-                "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0, "restartPolicy": "Never",
+                "automountServiceAccountToken": false, "terminationGracePeriodSeconds": seconds, "restartPolicy": "Never",
                 "schedulingGates": gates, "containers": [{"name": "main", "image": "none"}],
             },
         });
@@ -88,10 +110,15 @@ impl PodActor {
 
     /// What the scheduler and the kubelet do: it is bound to a node and runs there.
     pub(crate) async fn start(&self, name: &str, node: &str) -> Pod {
+        self.bind(name, node).await;
+        self.report(name, containers_running()).await
+    }
+
+    /// What the scheduler does: it is bound to a node.
+    pub(crate) async fn bind(&self, name: &str, node: &str) {
         let binding = json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": node}});
         let params = PostParams::default();
         self.api.create_subresource::<Value, Value>("binding", name, &params, &binding).await.expect("it is bound");
-        self.report(name, json!({"phase": "Running", "containerStatuses": [container(&json!({"running": {}}))]})).await
     }
 
     /// What a kubelet does: reports a status.

@@ -66,7 +66,14 @@ impl Process {
         self.child.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Memory in KiB, as `/proc/PID/status` names it: `VmRSS`, or `VmHWM` for its peak.
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse().ok()).expect("a number")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
         kill_process(pid, signal).ok();
     }

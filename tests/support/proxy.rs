@@ -24,6 +24,7 @@ struct Faults {
     generation: u64,
     refuse: bool,
     hold: bool,
+    keep: bool,
     delay: Duration,
 }
 
@@ -131,6 +132,11 @@ impl Proxy {
     /// Keeps the server's answers back, or delivers them, in their order.
     pub(crate) fn hold_replies(&self, hold: bool) {
         self.shared.faults.send_modify(|faults| faults.hold = hold);
+    }
+
+    /// Keeps back what clients send, too, or passes it on: as a network that drops all packets.
+    pub(crate) fn silence(&self, silent: bool) {
+        self.shared.faults.send_modify(|faults| (faults.hold, faults.keep) = (silent, silent));
     }
 
     /// Delivers each answer so much later.
@@ -258,7 +264,11 @@ async fn part(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {
 }
 
 async fn pass_requests(shared: &Shared, mut client: OwnedReadHalf, mut server: OwnedWriteHalf, asked: &AtomicU64) {
+    let mut faults = shared.faults.subscribe();
     while let Some(request) = part(&mut client).await {
+        if faults.wait_for(|faults| !faults.keep).await.is_err() {
+            return;
+        }
         shared.note(&request, asked);
         add(&shared.counters.to_server, request.len());
         if server.write_all(&request).await.is_err() {

@@ -99,8 +99,8 @@ app.kubernetes.io/component: redis
 {{- .Values.controllerName | replace "/" "-" -}}
 {{- end -}}
 
-{{/* "true" where the policies are rendered. */}}
-{{- define "leasehold.policies" -}}
+{{/* "true" where the policies are rendered that only change what is created. Those that refuse need no more than the chart does. */}}
+{{- define "leasehold.mutatingPolicies" -}}
 {{- $wanted := .Values.policies.enabled | toString -}}
 {{- if eq $wanted "true" -}}
 true

@@ -49,8 +49,13 @@ impl Latest {
         Deletion { latest: self, claim, done: false }
     }
 
+    /// Only these are there.
+    pub(super) fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        self.claims().retain(|uid, _| is_there(uid));
+    }
+
     /// It is gone.
-    pub(in crate::controller) fn forget(&self, claim: &LockClaim) {
+    pub(super) fn forget(&self, claim: &LockClaim) {
         self.claims().remove(claim.metadata.uid.as_deref().unwrap_or_default());
     }
 }

@@ -15,14 +15,25 @@
 //! holds only locks of lower names, so that claims never wait for each other in a circle, whatever order they write.
 //! Meanwhile those that are granted are renewed, and unpinned: time may take them. 2 records all, 3 pins each.
 //! One that is lost before 4 ends the attempt: the others are freed after etcd has the next attempt, whose id is another.
+//! Where Redis has lost what was held before 4, nobody was told: it is waited for again, at the head of those that came
+//! later. `reached` in etcd, written with the words for people, says up to which lock the attempt has come. The places at
+//! the next ones are put back *reserved*: nothing is granted there before it has those before them again and claims, so that
+//! still whoever waits for one holds none of a higher name.
 //!
 //! A crash after 1: the lease runs out, or the same id finds its own grant. After 2 or 3: the next look goes on with
 //! `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between, Redis may lose
 //! everything: what etcd has as granted or told is put back with its token before anything is granted.
+//!
+//! The claim of a gated pod that has ended takes a shorter way than 5 to 7: it is deleted, our finalizer goes, by which etcd
+//! lets it go, and only then `free` in Redis. A crash after the first: it is let go as others are. After the second: the next
+//! look at the lock frees what no claim records.
 
 mod arrivals;
+mod departures;
 mod latest;
 mod plan;
+#[cfg(test)]
+mod several;
 mod walk;
 
 use std::sync::Arc;
@@ -42,13 +53,14 @@ use super::writes::{is_conflict, is_not_found};
 use super::{Context, Error, SOON};
 use crate::api::condition::reasons;
 use crate::api::{DistributedLock, FINALIZER, LockClaim, LockRequest, NodeUnreachablePolicy};
-use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey, Request, Wait};
-use crate::store::{Control, Remembered, StoreError};
+use crate::store::{Place, Remembered};
 pub(super) use arrivals::{Arrivals, Standing};
+pub(super) use departures::Departures;
 pub(super) use latest::Latest;
+pub(crate) use plan::holder_id;
 use plan::{Facts, Step, Store};
-pub(super) use plan::{Stage, holder_id, is_of_gated_pod, name_for_pod, stage};
+pub(super) use plan::{Stage, is_of_gated_pod, name_for_pod, stage};
 use walk::Next;
 
 /// A claim is looked at so often even if nothing seems to happen.
@@ -61,7 +73,7 @@ pub(super) fn remembered(claim: &LockClaim, lock: &LockKey) -> Option<Remembered
     if !matches!(plan::stage(claim), Stage::Granted | Stage::Told) {
         return None;
     }
-    let request = claim.spec.locks.iter().find(|request| request.name == lock.name())?;
+    let request = claim.asked(lock.name())?;
     let same_namespace = claim.namespace().as_deref() == Some(lock.namespace());
     same_namespace.then_some(Remembered {
         id: plan::holder_id(claim)?,
@@ -72,35 +84,47 @@ pub(super) fn remembered(claim: &LockClaim, lock: &LockKey) -> Option<Remembered
     })
 }
 
-/// Puts the claims that wait for a lock into the queue of its new record, in the order of [`Arrivals`].
-pub(super) async fn rejoin(
-    ctx: &Context,
-    control: &Control,
-    lock: &LockKey,
-    claims: impl Iterator<Item = &LockClaim>,
-) -> Result<(), StoreError> {
+/// The places of the claims that wait for a lock, for its new record: first those that had held it and wait for the next
+/// one of theirs, each in the order of [`Arrivals`].
+pub(super) fn places<'a>(ctx: &Context, lock: &LockKey, claims: impl Iterator<Item = &'a LockClaim>) -> Vec<Place> {
     let now = Timestamp::now();
-    let mut waiting: Vec<&LockClaim> = claims.filter(|claim| waits_for(ctx, claim, lock, now)).collect();
-    waiting.sort_by_key(|claim| ctx.arrivals.place(claim));
-    for claim in waiting {
-        let asked = claim.spec.locks.iter().find(|asked| asked.name == lock.name());
-        if let Some(request) = asked.and_then(|asked| request(claim, asked, now)) {
-            // Whatever the answer, the claim's own loop asks again and heeds it.
-            let _ = around(Failpoint::LockRejoin, control.claim(lock, &request)).await?;
-        }
+    if ctx.lock(lock).is_some_and(|lock| lock.spec.election.is_some()) {
+        return Vec::new();
     }
-    Ok(())
+    let here = |claim: &&LockClaim| {
+        claim.metadata.namespace.as_deref() == Some(lock.namespace()) && claim.asked(lock.name()).is_some()
+    };
+    let asks_here = |claim| plan::holder_id(claim).is_some_and(|id| ctx.renewals.keeps(&id, lock));
+    let waiting = claims.filter(here).filter(|claim| waits_for(claim, lock, asks_here(claim), now));
+    in_line(lock, now, waiting.map(|claim| (claim, ctx.arrivals.place(claim))))
 }
 
-/// Of several locks a claim waits for one at a time: for the first, or where this process has asked.
-fn waits_for(ctx: &Context, claim: &LockClaim, lock: &LockKey, now: Timestamp) -> bool {
-    let here = claim.namespace().as_deref() == Some(lock.namespace());
-    let is_first = plan::in_order(claim).first().is_some_and(|asked| asked.name == lock.name());
-    let asks = is_first || plan::holder_id(claim).is_some_and(|id| ctx.renewals.keeps(&id, lock));
+/// The places of claims that wait for a lock, which came in this order.
+fn in_line<'a, Came: Ord>(
+    lock: &LockKey,
+    now: Timestamp,
+    waiting: impl Iterator<Item = (&'a LockClaim, Came)>,
+) -> Vec<Place> {
+    let mut waiting: Vec<_> = waiting.collect();
+    waiting.sort_by(|(one, came), (other, later)| {
+        let waits_here = |claim| !plan::has_passed(claim, lock.name());
+        (waits_here(one), came).cmp(&(waits_here(other), later))
+    });
+    let place = |claim: &LockClaim| {
+        let request = request(claim, claim.asked(lock.name())?, now)?;
+        Some(Place { request, reserved: !plan::is_first(claim, lock.name()) })
+    };
+    waiting.into_iter().filter_map(|(claim, _)| place(claim)).collect()
+}
+
+/// Of several locks a claim has places, or holds that nobody was told of, up to where it has come: as etcd knows, or as
+/// this process has asked.
+fn waits_for(claim: &LockClaim, lock: &LockKey, asks_here: bool, now: Timestamp) -> bool {
+    let asks = !plan::can_have_no_turn(claim) && (asks_here || plan::has_reached(claim, lock.name()));
     let ours = claim.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let started = claim.status.as_ref().is_some_and(|status| status.start_time.is_some());
     let in_time = plan::wait_left(claim, now) != Some(Duration::ZERO);
-    here && asks && ours && started && in_time && plan::stage(claim) == Stage::Waiting
+    asks && ours && started && in_time && plan::stage(claim) == Stage::Waiting
 }
 
 /// What a claim asks for in Redis, of one of its locks.
@@ -153,10 +177,7 @@ pub(super) async fn reconcile(claim: Arc<LockClaim>, ctx: Arc<Context>) -> Resul
         debug!(claim = %look.me, ?step, "decided");
         ctx.heed_place(&claim, standing(&step, &look.facts));
         match look.apply(step).await {
-            Ok(Next::Again(written)) => {
-                claim = Arc::new(*written);
-                ctx.latest.written(&claim);
-            }
+            Ok(Next::Again(written)) => claim = written,
             Ok(Next::Rest(wait)) => {
                 return Ok(Action::requeue(wait.unwrap_or(SLOW_LOOK).min(SLOW_LOOK)));
             }
@@ -192,15 +213,15 @@ fn standing(step: &Step, facts: &Facts) -> Standing {
 struct Asked {
     key: LockKey,
     request: LockRequest,
+    /// `None`: there is none, or it is another controller's.
     lock: Option<Arc<DistributedLock>>,
     open: Option<OpenStore>,
     store: Store,
 }
 
 impl Asked {
-    /// `None`: another controller's, at whatever stage: not a word of ours.
-    async fn new(ctx: &Context, key: LockKey, request: &LockRequest) -> Result<Option<Self>, Error> {
-        let lock = match ctx.lock(&key) {
+    async fn new(ctx: &Context, key: LockKey, request: &LockRequest) -> Result<Self, Error> {
+        let mut lock = match ctx.lock(&key) {
             Some(lock) => Some(lock),
             // The claim may have been seen before its lock: ask who knows.
             None => {
@@ -211,17 +232,20 @@ impl Asked {
         let (mut store, open) = match &lock {
             None => (Store::NoLock, None),
             Some(lock) => match ctx.whose_store(lock.store_name()).await? {
-                Whose::Theirs => return Ok(None),
+                Whose::Theirs => (Store::Theirs, None),
                 Whose::Ours(StoreState::Ready(open)) if lock.spec.election.is_some() => (Store::Elected, Some(open)),
                 Whose::Ours(StoreState::Ready(open)) => (Store::Open, Some(open)),
                 Whose::Ours(state) if state.is_starting() => (Store::Starting, None),
                 Whose::Ours(StoreState::NotReady { .. }) | Whose::Nobodys => (Store::Closed, None),
             },
         };
+        if store == Store::Theirs {
+            lock = None;
+        }
         if lock.as_ref().is_some_and(|lock| lock.metadata.deletion_timestamp.is_some()) {
             store = Store::NoLock;
         }
-        Ok(Some(Self { key, request: request.clone(), lock, open, store }))
+        Ok(Self { key, request: request.clone(), lock, open, store })
     }
 
     fn policy(&self) -> NodeUnreachablePolicy {
@@ -241,14 +265,18 @@ struct Look {
 }
 
 impl Look {
+    /// `None`: another controller's, or nobody's.
     async fn new(ctx: &Arc<Context>, claim: Arc<LockClaim>) -> Result<Option<Self>, Error> {
         let namespace = claim.namespace().unwrap_or_default();
         let Some(id) = plan::holder_id(&claim) else { return Ok(None) };
         let mut asked = Vec::new();
         for request in plan::in_order(&claim) {
             let Ok(key) = LockKey::new(&namespace, &request.name) else { return Ok(None) };
-            let Some(one) = Asked::new(ctx, key, request).await? else { return Ok(None) };
-            asked.push(one);
+            asked.push(Asked::new(ctx, key, request).await?);
+            // The controller of the first one has the say, at whatever stage. Not a word of ours.
+            if asked[0].store == Store::Theirs {
+                return Ok(None);
+            }
         }
         let Some(worst) = asked.iter().rev().max_by_key(|one| one.store) else { return Ok(None) };
         let first = &asked[0].key;
@@ -263,6 +291,10 @@ impl Look {
             forced: asked.iter().find_map(|one| forced(ctx, &claim, one.lock.as_deref(), &one.key)),
             policy: if all_release { NodeUnreachablePolicy::Release } else { NodeUnreachablePolicy::Keep },
             max_hold: bounds.chain(claim.max_hold()).min(),
+            in_doubt: asked
+                .iter()
+                .filter_map(|one| one.lock.as_ref())
+                .any(|lock| ctx.stores.in_doubt(lock.store_name())),
             now: Timestamp::now(),
         };
         let (stage, follower) = (plan::stage(&claim), Follower::Claim(me.clone()));

@@ -55,7 +55,7 @@ pub(super) fn attempt(claim: &LockClaim) -> i32 {
 }
 
 /// The id of an attempt: a restart finds its own.
-pub(in crate::controller) fn holder_id(claim: &LockClaim) -> Option<HolderId> {
+pub(crate) fn holder_id(claim: &LockClaim) -> Option<HolderId> {
     let recorded = claim.status.as_ref().and_then(|status| status.holder_id.clone());
     let id = recorded.unwrap_or_else(|| format!("{}.{}", claim.uid().unwrap_or_default(), attempt(claim)));
     HolderId::new(id).ok()
@@ -90,6 +90,44 @@ pub(super) fn in_order(claim: &LockClaim) -> Vec<&LockRequest> {
     requests
 }
 
+/// Whether a lock is the one that the claim takes first.
+pub(super) fn is_first(claim: &LockClaim, lock: &str) -> bool {
+    claim.spec.locks.iter().all(|asked| lock <= asked.name.as_str())
+}
+
+/// The last of its locks in whose queue this attempt has come to stand, as etcd knows.
+fn reached(claim: &LockClaim) -> Option<&str> {
+    claim.status.as_ref()?.reached.as_deref()
+}
+
+/// Whether etcd knows that this attempt has stood in the queue of one of the claim's locks, on its way to a later one or at it.
+pub(super) fn has_stood_at(claim: &LockClaim, lock: &str) -> bool {
+    reached(claim).is_some_and(|reached| lock <= reached)
+}
+
+/// Whether this attempt has come to stand in the queue of one of the claim's locks, which each does in that of its first.
+pub(super) fn has_reached(claim: &LockClaim, lock: &str) -> bool {
+    is_first(claim, lock) || has_stood_at(claim, lock)
+}
+
+/// Whether it waits for what no turn brings, and would only keep others from theirs.
+pub(super) fn can_have_no_turn(claim: &LockClaim) -> bool {
+    let conditions = claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    condition::get(conditions, types::HELD).is_some_and(|held| match held.reason.as_str() {
+        reasons::LOCK_IS_ELECTED | reasons::OTHER_CONTROLLER | reasons::UNSUPPORTED_VALUE | reasons::UNSATISFIABLE => {
+            true
+        }
+        // One of several. A claim of this one alone goes on as soon as it is there.
+        reasons::LOCK_NOT_FOUND => claim.spec.locks.len() > 1,
+        _ => false,
+    })
+}
+
+/// Whether it was granted one of the claim's locks, and stood in the queue of a next one.
+pub(super) fn has_passed(claim: &LockClaim, lock: &str) -> bool {
+    reached(claim).is_some_and(|reached| lock < reached)
+}
+
 /// The store as a claim sees it; that of several locks is the last of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Store {
@@ -103,6 +141,8 @@ pub(super) enum Store {
     Elected,
     /// The lock doesn't exist or is being deleted.
     NoLock,
+    /// The lock is another controller's.
+    Theirs,
 }
 
 /// Everything a decision needs.
@@ -120,6 +160,8 @@ pub(super) struct Facts {
     pub(super) policy: NodeUnreachablePolicy,
     /// The shortest of the claim's and the locks' bounds.
     pub(super) max_hold: Option<Duration>,
+    /// Whether a store frees nothing that etcd doesn't record, until a person has confirmed that etcd was put back.
+    pub(super) in_doubt: bool,
     pub(super) now: Timestamp,
 }
 
@@ -138,6 +180,8 @@ pub(super) enum Step {
     Release(&'static str, String),
     /// Let it go in Redis, then finish or vanish.
     Free,
+    /// Its pod has ended, as this says: delete it, then let it go in Redis.
+    Vanish(String),
     /// End without ever having held.
     Finish(&'static str, String),
     /// Leave the queue and let the claim go.
@@ -202,7 +246,7 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
     let told = |note| {
         if stage(claim) == Stage::Granted { Step::Pin } else { Step::Keep(left, note) }
     };
-    if let Some(Fate::Gated { withdrawn }) = &facts.pod {
+    if let (Some(Fate::Gated { withdrawn }), true) = (&facts.pod, is_of_gated_pod(claim)) {
         return gated(claim, facts, withdrawn.as_deref(), deleting, over).unwrap_or_else(|| told(None));
     }
     if let Some(forced) = &facts.forced {
@@ -212,13 +256,19 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
         None if deleting => Step::Release(reasons::RELEASED, "the claim was deleted".into()),
         None if over => Step::Release(reasons::MAX_HOLD_EXCEEDED, "it has held for maxHoldSeconds".into()),
         None => told(None),
-        Some(Fate::Ended(evidence)) => Step::Release(reasons::HOLDER_ENDED, format!("the pod has ended: {evidence}")),
+        Some(Fate::Ended(evidence)) => {
+            let ended = format!("the pod has ended: {evidence}");
+            if vanishes(claim, facts) { Step::Vanish(ended) } else { Step::Release(reasons::HOLDER_ENDED, ended) }
+        }
+        Some(Fate::Vanished { .. }) if stage(claim) == Stage::Granted => {
+            Step::Release(reasons::HOLDER_ENDED, "the pod was gone before it was told that it holds".into())
+        }
         Some(fate) if facts.is_taken() => {
             let note = format!("{}, and nodeUnreachablePolicy is Release", unreachable(fate, facts.reach));
             Step::Release(reasons::HOLDER_UNREACHABLE, note)
         }
         Some(Fate::Vanished { settled_in, .. }) if facts.reach.unreachable().is_none() => vanished(*settled_in, facts),
-        Some(Fate::Alive { .. }) if over => Step::EvictPod,
+        Some(Fate::Alive { .. } | Fate::Gated { .. }) if over => Step::EvictPod,
         Some(fate) if facts.reach.unreachable().is_some() => {
             told(Some((reasons::HOLDER_UNREACHABLE, unreachable(fate, facts.reach))))
         }
@@ -241,11 +291,24 @@ fn gated(claim: &LockClaim, facts: &Facts, withdrawn: Option<&str>, deleting: bo
     Some(if withdrawn == Some(id.as_str()) { Step::Release(reason, message) } else { Step::Withhold })
 }
 
+/// Whether etcd lets it go by its deletion, which nothing else keeps it from, and what it holds in Redis is freed for
+/// certain then, also after a crash.
+fn vanishes(claim: &LockClaim, facts: &Facts) -> bool {
+    let is_only_ours = claim.finalizers().iter().all(|finalizer| finalizer == FINALIZER);
+    let goes = claim.metadata.deletion_timestamp.is_none() && is_only_ours && stage(claim) == Stage::Told;
+    is_of_gated_pod(claim) && goes && facts.store == Store::Open && !facts.in_doubt
+}
+
 /// Whether the controller has made this claim for a gated pod.
 pub(in crate::controller) fn is_of_gated_pod(claim: &LockClaim) -> bool {
     let Some(holder) = &claim.spec.holder_ref else { return false };
     let owned = claim.owner_references().iter().any(|owner| owner.kind == "Pod" && owner.uid == holder.uid);
     owned && claim.name_any() == name_for_pod(&holder.uid)
+}
+
+/// Whether it waits where it asks for more than a lock has: a gated pod has nothing else to do, and permits may be raised.
+pub(super) fn waits_for_permits(claim: &LockClaim) -> bool {
+    is_of_gated_pod(claim) && claim.wait_timeout().is_none()
 }
 
 /// How the claim of a gated pod is called.
@@ -318,7 +381,8 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
         Store::NoLock if at_once => {
             Step::Finish(reasons::LOCK_NOT_FOUND, format!("there is no DistributedLock {name}"))
         }
-        Store::NoLock | Store::Elected | Store::Closed | Store::Starting if over && !at_once => {
+        Store::Theirs if at_once => Step::Finish(reasons::OTHER_CONTROLLER, theirs(name)),
+        Store::NoLock | Store::Elected | Store::Closed | Store::Starting | Store::Theirs if over && !at_once => {
             Step::Finish(reasons::WAIT_TIMEOUT, "it was not granted within waitTimeoutSeconds".into())
         }
         Store::NoLock => {
@@ -327,8 +391,13 @@ fn waiting(claim: &LockClaim, facts: &Facts) -> Step {
         Store::Elected if at_once => Step::Finish(reasons::LOCK_IS_ELECTED, ELECTED.into()),
         Store::Elected => Step::Wait(reasons::LOCK_IS_ELECTED, ELECTED.into()),
         Store::Closed | Store::Starting => Step::Wait(reasons::STORE_NOT_READY, "the lock's store is not Ready".into()),
+        Store::Theirs => Step::Wait(reasons::OTHER_CONTROLLER, theirs(name)),
         Store::Open => Step::Contend,
     }
+}
+
+fn theirs(lock: &str) -> String {
+    format!("another controller serves {lock}: claim it apart from the others")
 }
 
 #[cfg(test)]
@@ -370,6 +439,7 @@ mod tests {
             forced: None,
             policy: NodeUnreachablePolicy::Keep,
             max_hold: None,
+            in_doubt: false,
             now: at(100),
         }
     }
@@ -508,9 +578,68 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_gone_before_it_was_told_keeps_nothing() {
+        let gone = Some(Fate::Vanished { settled_in: Duration::from_secs(9), node: None });
+        let unknown = Facts { reach: AWAY, ..facts(gone) };
+        let granted = claim(true, Some((false, "Granted")));
+        assert!(matches!(plan(&granted, &unknown), Step::Release(reasons::HOLDER_ENDED, _)));
+        assert!(matches!(plan(&claim(true, TOLD), &unknown), Step::Keep(..)));
+    }
+
+    #[test]
+    fn a_claim_with_a_lock_of_another_controller_waits_and_one_that_would_not_wait_ends() {
+        let theirs = Facts { store: Store::Theirs, ..facts(None) };
+        assert!(matches!(plan(&claim(false, None), &theirs), Step::Wait(reasons::OTHER_CONTROLLER, _)));
+        assert_eq!(plan(&deleted(claim(false, None)), &theirs), Step::Withdraw);
+        let mut impatient = claim(false, None);
+        impatient.spec.wait_timeout_seconds = Some(0);
+        assert!(matches!(plan(&impatient, &theirs), Step::Finish(reasons::OTHER_CONTROLLER, _)));
+    }
+
+    /// The claim that the controller has made for it.
+    fn of_gated_pod(held: Option<(bool, &str)>) -> LockClaim {
+        let mut claim = claim(true, held);
+        claim.metadata.name = Some(name_for_pod("u"));
+        let owner = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"});
+        claim.metadata.owner_references = Some(vec![serde_json::from_value(owner).unwrap()]);
+        claim
+    }
+
+    #[test]
+    fn only_the_claim_of_a_gated_pod_waits_for_permits_and_only_without_a_limit() {
+        assert!(waits_for_permits(&of_gated_pod(None)) && !waits_for_permits(&claim(true, None)));
+        let mut limited = of_gated_pod(None);
+        limited.spec.wait_timeout_seconds = Some(5);
+        assert!(!waits_for_permits(&limited));
+    }
+
+    #[test]
+    fn the_claim_of_a_gated_pod_vanishes_with_what_it_held_where_that_is_freed_for_certain() {
+        let ended = facts(Some(Fate::Ended("x")));
+        assert_eq!(plan(&of_gated_pod(TOLD), &ended), Step::Vanish("the pod has ended: x".into()));
+        let is_released = |claim: &LockClaim, facts: &Facts| matches!(plan(claim, facts), Step::Release(..));
+        assert!(is_released(&claim(true, TOLD), &ended), "somebody may look at it");
+        assert!(is_released(&deleted(of_gated_pod(TOLD)), &ended));
+        assert!(is_released(&of_gated_pod(Some((false, "Granted"))), &ended), "it isn't pinned yet");
+        assert!(is_released(&of_gated_pod(TOLD), &Facts { in_doubt: true, ..ended.clone() }));
+        let mut kept = of_gated_pod(TOLD);
+        kept.metadata.finalizers.get_or_insert_default().push("test/kept".into());
+        assert!(is_released(&kept, &ended), "etcd would go on recording it");
+        for store in [Store::Starting, Store::Closed, Store::NoLock] {
+            assert!(is_released(&of_gated_pod(TOLD), &Facts { store, ..ended.clone() }));
+        }
+    }
+
+    #[test]
+    fn a_claim_by_hand_for_a_gated_pod_holds_until_that_has_ended() {
+        let gated = Some(Fate::Gated { withdrawn: None });
+        assert!(matches!(plan(&deleted(claim(true, TOLD)), &facts(gated)), Step::Keep(..)));
+    }
+
+    #[test]
     fn the_hold_of_a_gated_pod_goes_only_after_the_pod_was_written() {
         let gated = |withdrawn: Option<&str>| Some(Fate::Gated { withdrawn: withdrawn.map(str::to_owned) });
-        let mut told = claim(true, TOLD);
+        let mut told = of_gated_pod(TOLD);
         told.metadata.uid = Some("c".into());
         assert_eq!(plan(&told, &facts(gated(None))), Step::Keep(None, None));
         let told = deleted(told);

@@ -1,5 +1,6 @@
 //! The steps of a claim's walk: each does one thing in Redis or etcd, and says what is next.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -8,9 +9,13 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::info;
 
+use super::super::events::Events;
 use super::super::fate::Fate;
 use super::super::renewals::Kept;
-use super::super::writes::{api_of, patch_metadata, replace_status, set_finalizer};
+use super::super::stores::OpenStore;
+use super::super::writes::{
+    api_of, delete_as_read, is_conflict, is_not_found, patch_metadata, replace_status, set_finalizer,
+};
 use super::super::{Error, SOON, lock_ref};
 use super::arrivals::Standing;
 use super::plan::{self, Stage, Step};
@@ -25,7 +30,7 @@ use crate::store::Refusal;
 /// What one step leaves to do.
 pub(super) enum Next {
     /// Decide again, from what was written.
-    Again(Box<LockClaim>),
+    Again(Arc<LockClaim>),
     /// Look again after so long, or when something changes.
     Rest(Option<Duration>),
 }
@@ -41,34 +46,25 @@ impl Look {
                 let labels: serde_json::Map<_, _> = names.map(|label| (label, json!(""))).collect();
                 let metadata = json!({ "finalizers": finalizers, "labels": labels });
                 let written = patch_metadata(Failpoint::ClaimFinalizer, &self.api(), &*self.claim, metadata).await?;
-                Ok(Next::Again(Box::new(written)))
+                Ok(self.written(written))
             }
             Step::Contend => self.contend().await,
             Step::Pin => self.pin().await,
             Step::Withhold => self.withhold().await,
             Step::Release(reason, message) => self.release(reason, &message).await,
             Step::Free => self.free().await,
-            Step::Finish(reason, message) => {
-                self.withdraw().await?;
-                self.finish(reason, &message).await
-            }
+            Step::Vanish(message) => self.vanish(&message).await,
+            Step::Finish(reason, message) => self.give_up(reason, &message).await,
             Step::Withdraw => {
-                self.withdraw().await?;
-                self.let_go().await
+                let next = self.let_go().await?;
+                self.free_all().await?;
+                Ok(next)
             }
             Step::RemoveFinalizer => self.let_go().await,
             Step::Delete => self.delete().await,
             Step::EvictPod => self.evict().await,
             Step::Keep(within, note) => self.keep(within, note).await,
-            Step::Wait(reason, message) => {
-                if reason == reasons::LOCK_IS_ELECTED {
-                    self.withdraw().await?;
-                }
-                match self.hold_nothing_meanwhile().await? {
-                    Some(next) => Ok(next),
-                    None => self.wait(reason, &message, None).await,
-                }
-            }
+            Step::Wait(reason, message) => self.wait_empty_handed(reason, &message, None).await,
             Step::Rest(wait) => Ok(Next::Rest(wait)),
         }
     }
@@ -83,6 +79,11 @@ impl Look {
             Failpoint::ClaimWithdraw => Failpoint::SeveralWithdraw,
             other => other,
         }
+    }
+
+    /// Where people look for what becomes of it; `None`: at the gated pod, of which its own loop tells.
+    fn events(&self) -> Option<&Events> {
+        (!plan::is_of_gated_pod(&self.claim)).then_some(&self.ctx.events)
     }
 
     fn namespace(&self) -> String {
@@ -118,7 +119,14 @@ impl Look {
         }
         let written = replace_status(point, &self.api(), &wanted).await?;
         self.ctx.metrics.status_writes.inc();
-        Ok(Next::Again(Box::new(written)))
+        Ok(self.written(written))
+    }
+
+    /// A later look begins with it, though the watch may not have told of it yet.
+    fn written(&self, claim: LockClaim) -> Next {
+        let claim = Arc::new(claim);
+        self.ctx.latest.written(&claim);
+        Next::Again(claim)
     }
 
     fn held(&self, status: &mut LockClaimStatus, held: bool, reason: &str, message: &str) {
@@ -149,6 +157,9 @@ impl Look {
         if !self.ctx.arrivals.may_enter(&self.claim, Instant::now()) {
             return Ok(Next::Rest(Some(SOON)));
         }
+        if let Some(message) = self.lacks_permits().filter(|_| plan::waits_for_permits(&self.claim)) {
+            return self.wait_empty_handed(reasons::UNSATISFIABLE, &message, None).await;
+        }
         let mut grants = Vec::with_capacity(self.asked.len());
         for (at, one) in self.asked.iter().enumerate() {
             let (Some(open), Some(request)) = (&one.open, request(&self.claim, &one.request, self.facts.now)) else {
@@ -169,7 +180,10 @@ impl Look {
             let standing = if closed || answer == Acquired::Sealed { Standing::WaitsWithAll } else { Standing::Leaves };
             self.ctx.heed_place(&self.claim, standing);
             let Acquired::Granted(grant) = answer else {
-                self.hold_no_later_ones(at).await?;
+                let queued = matches!(answer, Acquired::Queued { .. });
+                if queued && !self.keeps_its_places(&self.asked[at + 1..]).await? {
+                    return self.next_attempt().await;
+                }
                 return self.not_granted(one, answer).await;
             };
             // While it waits for the next ones, this one is renewed.
@@ -181,23 +195,59 @@ impl Look {
         self.granted(&grants).await
     }
 
-    /// What is held of the locks after this one is given back: a record was lost, and who waits for one lock holds none of a
-    /// higher name.
-    async fn hold_no_later_ones(&self, at: usize) -> Result<(), Error> {
-        for later in &self.asked[at + 1..] {
-            if self.ctx.renewals.keeps(&self.id, &later.key) {
-                self.free_one(later).await?;
-                self.ctx.renewals.forget_one(&self.id, &later.key);
+    /// Who waits for one lock again had those of higher names before a record was lost. It keeps its places there, reserved;
+    /// `false`: it holds one, or has lost one for good.
+    async fn keeps_its_places(&self, next: &[Asked]) -> Result<bool, Error> {
+        for one in next.iter().filter(|one| self.has(one)) {
+            let (Some(open), Some(request)) = (&one.open, request(&self.claim, &one.request, self.facts.now)) else {
+                continue;
+            };
+            match around(Failpoint::SeveralReserve, open.control.reserve(&one.key, &request)).await? {
+                Ok(Acquired::Granted(_) | Acquired::Lost) => return Ok(false),
+                Ok(_) => self.keep_one_in_mind(one, false),
+                Err(refusal) => info!(claim = %self.me, %refusal, "its place isn't reserved now"),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// It can't have one of its locks before somebody does something: it keeps none of the others from anybody. They are
-    /// freed after etcd has the next attempt, so that a look at an old state frees nothing.
-    async fn hold_nothing_meanwhile(&self) -> Result<Option<Next>, Error> {
-        let kept = self.asked.iter().any(|one| self.ctx.renewals.keeps(&self.id, &one.key));
-        if self.asked.len() > 1 && kept { Ok(Some(self.next_attempt().await?)) } else { Ok(None) }
+    /// What it asks for in vain, as far as is known here: the record decides.
+    fn lacks_permits(&self) -> Option<String> {
+        self.asked.iter().find_map(|one| {
+            let permits = one.lock.as_ref()?.spec.permits.unsigned_abs();
+            (plan::mode(&one.request).counted() > permits).then(|| too_few(one, permits))
+        })
+    }
+
+    /// Whether it has a hold or a place of this lock, as etcd or this process knows.
+    fn has(&self, one: &Asked) -> bool {
+        plan::has_stood_at(&self.claim, one.key.name()) || self.ctx.renewals.keeps(&self.id, &one.key)
+    }
+
+    /// It can't have one of its locks before somebody does something: it keeps none of them from anybody. They are freed
+    /// after etcd has the next attempt. Where a store can't be asked nobody is kept from anything, and its places stay.
+    async fn wait_empty_handed(
+        &self,
+        reason: &'static str,
+        message: &str,
+        within: Option<Duration>,
+    ) -> Result<Next, Error> {
+        if self.asked.iter().any(|one| one.open.is_some() && self.has(one)) {
+            return self.next_attempt().await;
+        }
+        self.wait(reason, message, within).await
+    }
+
+    /// A lock that isn't even waited for.
+    async fn is_refused(
+        &self,
+        one: &Asked,
+        reason: &'static str,
+        message: &str,
+        within: Option<Duration>,
+    ) -> Result<Next, Error> {
+        self.ctx.renewals.forget_one(&self.id, &one.key);
+        self.wait_empty_handed(reason, message, within).await
     }
 
     async fn not_granted(&self, one: &Asked, answer: Acquired) -> Result<Next, Error> {
@@ -205,8 +255,14 @@ impl Look {
             Acquired::Granted(_) => Ok(Next::Rest(Some(SOON))),
             Acquired::Queued { .. } => {
                 self.keep_one_in_mind(one, false);
-                let left = plan::wait_left(&self.claim, self.facts.now);
-                self.wait(reasons::WAITING, &self.waits_at(one), left).await
+                self.write(Failpoint::ClaimWait, |status| {
+                    if !plan::has_reached(&self.claim, one.key.name()) {
+                        status.reached = Some(one.key.name().to_owned());
+                    }
+                    self.held(status, false, reasons::WAITING, &self.waits_at(one));
+                })
+                .await?;
+                Ok(Next::Rest(plan::wait_left(&self.claim, self.facts.now)))
             }
             Acquired::Busy { .. } => {
                 let at_once = self.claim.wait_timeout() == Some(Duration::ZERO);
@@ -219,17 +275,18 @@ impl Look {
             }
             Acquired::Lost => self.next_attempt().await,
             Acquired::Unsatisfiable { permits } => {
-                let message = format!("it asks for more than the {permits} permits that {} has", one.key.name());
+                let message = too_few(one, permits);
+                if plan::waits_for_permits(&self.claim) {
+                    return self.is_refused(one, reasons::UNSATISFIABLE, &message, None).await;
+                }
                 self.give_up(reasons::UNSATISFIABLE, &message).await
             }
-            Acquired::LockIsElected => match self.hold_nothing_meanwhile().await? {
-                Some(next) => Ok(next),
-                None => self.wait(reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await,
-            },
-            Acquired::Sealed => match self.hold_nothing_meanwhile().await? {
-                Some(next) => Ok(next),
-                None => self.wait(reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await,
-            },
+            Acquired::LockIsElected => {
+                self.is_refused(one, reasons::LOCK_IS_ELECTED, "the lock elects its holders", None).await
+            }
+            Acquired::Sealed => {
+                self.is_refused(one, reasons::LOCK_NOT_FOUND, "the lock is being deleted", Some(SOON)).await
+            }
             Acquired::GateClosed | Acquired::Unprovisioned | Acquired::EpochExhausted => {
                 self.ctx.triggers.lock(lock_ref(&one.key));
                 let message = "the lock's record in Redis is being made";
@@ -245,12 +302,14 @@ impl Look {
         }
     }
 
-    /// Ends without having held all of its locks.
+    /// Ends without having held all of its locks, and leaves the queues.
     async fn give_up(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
-        if self.asked.len() > 1 {
-            self.withdraw().await?;
+        let next = self.end(reason, message).await?;
+        if let Some(events) = self.events() {
+            events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
         }
-        self.finish(reason, message).await
+        self.free_all().await?;
+        Ok(next)
     }
 
     fn refused(&self, refusal: &Refusal) -> Result<Next, Error> {
@@ -274,6 +333,7 @@ impl Look {
             status.holder_id = Some(self.id.as_str().to_owned());
             status.fencing_token = locks.first().map(|first| first.fencing_token);
             status.locks = locks;
+            status.reached = None;
             self.held(status, false, reasons::GRANTED, "it was granted and is being recorded");
         })
         .await
@@ -289,13 +349,26 @@ impl Look {
                 status.holder_id = None;
                 status.fencing_token = None;
                 status.locks.clear();
+                status.reached = None;
                 self.held(status, false, reasons::WAITING, "it waits for its turn");
             })
             .await?;
-        if self.asked.len() > 1 {
-            self.free_all().await?;
-        }
+        self.free_all().await?;
         Ok(next)
+    }
+
+    /// A grant that nobody was told of time may have taken, and given to another, before Redis lost both. If the other one was
+    /// put back from etcd, too, there is no room for both. If it holds directly, it may believe in it until the quarantine is
+    /// over. `None`: it is this claim's.
+    async fn may_be_anothers(&self, one: &Asked, open: &OpenStore) -> Result<Option<Next>, Error> {
+        let granted = plan::recorded_token(&self.claim, one.key.name()).filter(|token| token.epoch() < open.epoch);
+        let Some(token) = granted else { return Ok(None) };
+        let Some(record) = open.control.store().inspect(&one.key).await? else { return Ok(None) };
+        if record.is_taken_since(token) {
+            return Ok(Some(self.next_attempt().await?));
+        }
+        let quarantine = record.quarantine_left();
+        Ok((!quarantine.is_zero()).then_some(Next::Rest(Some(quarantine))))
     }
 
     async fn pin(&self) -> Result<Next, Error> {
@@ -303,6 +376,9 @@ impl Look {
             let Some(open) = &one.open else {
                 return Ok(Next::Rest(Some(SOON)));
             };
+            if let Some(next) = self.may_be_anothers(one, open).await? {
+                return Ok(next);
+            }
             match around(self.point(one, Failpoint::ClaimPin), open.control.pin(&one.key, &self.id)).await? {
                 Err(refusal) => return self.refused(&refusal),
                 // The record was lost: its recovery puts this hold back, since etcd has it.
@@ -311,6 +387,10 @@ impl Look {
                     return Ok(Next::Rest(Some(SOON)));
                 }
                 Ok(Renewed::Lost | Renewed::NotHeld) => return self.next_attempt().await,
+                // Another grant than the one that etcd knows: it was lost in between, and given again.
+                Ok(Renewed::Held(grant)) if plan::recorded_token(&self.claim, one.key.name()) != Some(grant.token) => {
+                    return self.next_attempt().await;
+                }
                 Ok(Renewed::Held(_)) => {}
             }
         }
@@ -342,9 +422,9 @@ impl Look {
         for lock in self.asked.iter().filter_map(|one| one.lock.as_ref()) {
             self.ctx.stores.note_told(lock.store_name());
         }
-        if !plan::is_of_gated_pod(&self.claim) {
+        if let Some(events) = self.events() {
             let note = format!("holds {} with {}", self.claim.lock_names(), self.tokens());
-            self.ctx.events.normal(&*self.claim, reasons::ACQUIRED, "Grant", note).await;
+            events.normal(&*self.claim, reasons::ACQUIRED, "Grant", note).await;
         }
         Ok(next)
     }
@@ -377,8 +457,8 @@ impl Look {
                 }
             })
             .await?;
-        if !plan::is_of_gated_pod(&self.claim) {
-            self.ctx.events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
+        if let Some(events) = self.events() {
+            events.normal(&*self.claim, reason, "Release", message.to_owned()).await;
         }
         Ok(next)
     }
@@ -401,7 +481,8 @@ impl Look {
             return self.let_go().await;
         }
         if plan::is_of_gated_pod(&self.claim) && matches!(self.facts.pod, Some(Fate::Ended(_))) {
-            return self.vanish().await;
+            self.remove().await?;
+            return Ok(Next::Rest(None));
         }
         let conditions = self.claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         let message = condition::get(conditions, types::HELD).map(|held| held.message.as_str()).unwrap_or_default();
@@ -409,13 +490,9 @@ impl Look {
         self.end(why.filter(|why| plan::is_taken(why)).unwrap_or(reasons::RELEASED), message).await
     }
 
-    /// Leaves the queues.
-    async fn withdraw(&self) -> Result<(), Error> {
-        self.free_all().await?;
-        self.ctx.renewals.forget(&self.id);
-        Ok(())
-    }
-
+    /// Frees what it holds and where it waits, under an id that etcd has just let go: never before, since what is seen here
+    /// may be old, and the id that of a hold that was told. After a crash between the two, places and holds that nobody
+    /// renews end by themselves.
     async fn free_all(&self) -> Result<(), Error> {
         for one in &self.asked {
             if let Some(Err(refusal)) = self.free_one(one).await?
@@ -435,15 +512,6 @@ impl Look {
         Ok(Some(around(self.point(one, point), open.control.free(&one.key, &self.id)).await?))
     }
 
-    /// Ends without ever having held.
-    async fn finish(&self, reason: &'static str, message: &str) -> Result<Next, Error> {
-        let next = self.end(reason, message).await?;
-        if !plan::is_of_gated_pod(&self.claim) {
-            self.ctx.events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
-        }
-        Ok(next)
-    }
-
     async fn end(&self, reason: &str, message: &str) -> Result<Next, Error> {
         self.ctx.renewals.forget(&self.id);
         self.write(Failpoint::ClaimFinished, |status| {
@@ -451,6 +519,7 @@ impl Look {
             self.held(status, false, reason, message);
             condition::set(&mut status.conditions, types::FINISHED, true, reason, message, generation, now);
             status.finish_time = Some(time::seconds(now));
+            status.reached = None;
         })
         .await
     }
@@ -466,15 +535,43 @@ impl Look {
         Ok(Next::Rest(None))
     }
 
-    /// Nobody looks at the claim of a gated pod that has ended: it goes at once. A crash between the two leaves one that is
-    /// freed again.
-    async fn vanish(&self) -> Result<Next, Error> {
-        self.ctx.forget_claim(&self.me);
+    /// By its deletion etcd lets it go. With the claim goes who would ask again: what isn't done then, or isn't known to be,
+    /// is done by the locks' own looks.
+    async fn vanish(&self, message: &str) -> Result<Next, Error> {
+        match self.remove().await {
+            Ok(()) => {
+                for one in &self.asked {
+                    if !matches!(self.free_one(one).await, Ok(Some(Ok(())))) {
+                        self.ctx.triggers.lock(lock_ref(&one.key));
+                    }
+                }
+                Ok(Next::Rest(None))
+            }
+            Err(error) if is_conflict(&error) => Err(error.into()),
+            Err(error) => {
+                self.asked.iter().for_each(|one| self.ctx.triggers.lock(lock_ref(&one.key)));
+                match error {
+                    // Whoever refuses that, the next one doesn't wait for it.
+                    kube::Error::Api(_) => self.release(reasons::HOLDER_ENDED, message).await,
+                    error => Err(error.into()),
+                }
+            }
+        }
+    }
+
+    /// Nobody looks at the claim of a gated pod that has ended: it is deleted, and then goes with our finalizer. Garbage
+    /// collection may be before us.
+    async fn remove(&self) -> kube::Result<()> {
         let deletion = self.ctx.latest.deletion(&self.claim);
-        let written = set_finalizer(Failpoint::ClaimLetGo, &self.api(), &*self.claim, false).await?;
-        delete(&self.api(), &written).await?;
+        let removed = match delete_as_read(Failpoint::ClaimDelete, &self.api(), &*self.claim).await {
+            Ok(Some(deleted)) => set_finalizer(Failpoint::ClaimLetGo, &self.api(), &deleted, false).await.map(drop),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        removed.or_else(|error| if is_not_found(&error) { Ok(()) } else { Err(error) })?;
         deletion.done();
-        Ok(Next::Rest(None))
+        self.ctx.forget_claim(&self.me);
+        Ok(())
     }
 
     /// From this write on, one that was decided before conflicts, and one that is decided after it sees the annotation.
@@ -490,7 +587,7 @@ impl Look {
     }
 
     async fn delete(&self) -> Result<Next, Error> {
-        delete(&self.api(), &self.claim).await?;
+        delete_as_read(Failpoint::ClaimDelete, &self.api(), &*self.claim).await?;
         Ok(Next::Rest(None))
     }
 
@@ -516,10 +613,6 @@ impl Look {
     }
 }
 
-/// Deletes a claim that is as it was read.
-async fn delete(api: &Api<LockClaim>, claim: &LockClaim) -> kube::Result<()> {
-    let (uid, resource_version) = (claim.uid(), claim.resource_version());
-    let preconditions = Some(Preconditions { uid, resource_version });
-    let params = DeleteParams { preconditions, ..DeleteParams::default() };
-    around(Failpoint::ClaimDelete, api.delete(&claim.name_any(), &params)).await.map(drop)
+fn too_few(one: &Asked, permits: u32) -> String {
+    format!("it asks for more than the {permits} permits that {} has", one.key.name())
 }

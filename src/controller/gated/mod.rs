@@ -22,26 +22,33 @@ mod plan;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::Patch;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::watcher::Event;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 use tracing::debug;
 
 use super::claim::is_of_gated_pod;
-use super::writes::{FIELD_MANAGER, api_of, is_conflict, is_not_found};
+use super::writes::{
+    api_of, as_read, delete_as_read, is_conflict, is_not_found, patch_as_read, patch_params, post_params,
+};
 use super::{Context, Error, SOON};
 use crate::api::condition::{reasons, types};
 use crate::api::gated::LOCK;
-use crate::api::{FINALIZER, LOCK_LABEL, LockClaim, LockClaimSpec};
+use crate::api::{FINALIZER, LOCK_LABEL, LockClaim, LockClaimSpec, time};
 use crate::failpoint::{Failpoint, around};
+pub(super) use plan::stands_at;
 use plan::{Said, Step};
+
+/// A pod is looked at so often even if nothing seems to happen.
+const SLOW_LOOK: Duration = Duration::from_secs(30);
 
 /// What this process remembers of the pods.
 #[derive(Default)]
@@ -67,11 +74,21 @@ impl Gated {
         self.ungated.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned())
     }
 
-    /// A pod is gone.
-    pub(super) fn forget(&self, pod: &Pod) {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-        self.ungated.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    /// Hears of the pods that go.
+    pub(super) fn note(&self, event: &Event<Pod>, labelled: &reflector::Store<Pod>) {
+        match event {
+            Event::Delete(pod) => self.retain(|uid| pod.metadata.uid.as_deref() != Some(uid)),
+            Event::InitDone => {
+                let there: HashSet<String> = labelled.state().iter().filter_map(|pod| pod.uid()).collect();
+                self.retain(|uid| there.contains(uid));
+            }
+            Event::Init | Event::InitApply(_) | Event::Apply(_) => {}
+        }
+    }
+
+    fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| keep(uid));
+        self.ungated.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid| keep(uid));
     }
 }
 
@@ -100,6 +117,8 @@ pub(super) fn pod_of(claim: &LockClaim) -> Option<ObjectRef<Pod>> {
 /// One look at a pod.
 pub(super) async fn reconcile(pod: Arc<Pod>, ctx: Arc<Context>) -> Result<Action, Error> {
     let _timer = ctx.metrics.reconcile("Pod");
+    // A claim that isn't listed yet is not one that isn't there. An error: the process ends.
+    let _ = ctx.claims.is_filled().await;
     if is_theirs(&pod, &ctx).await? {
         return Ok(Action::await_change());
     }
@@ -136,7 +155,7 @@ struct Look<'a> {
 impl Look<'_> {
     async fn apply(&self, step: Step) -> Result<Action, Error> {
         match step {
-            Step::Rest(wait) => return Ok(wait.map_or_else(Action::await_change, Action::requeue)),
+            Step::Rest(wait) => return Ok(Action::requeue(wait.unwrap_or(SLOW_LOOK).min(SLOW_LOOK))),
             Step::Claim(spec) => self.claim(*spec).await?,
             Step::Drop => self.drop_claim().await?,
             Step::LetGo(tokens) => self.let_go(&tokens).await?,
@@ -151,7 +170,7 @@ impl Look<'_> {
             }
             Step::SayUngated => {}
         }
-        Ok(Action::await_change())
+        Ok(Action::requeue(SLOW_LOOK))
     }
 
     async fn claim(&self, spec: LockClaimSpec) -> Result<(), Error> {
@@ -168,32 +187,20 @@ impl Look<'_> {
             block_owner_deletion: None,
         }]);
         let api: Api<LockClaim> = Api::namespaced(self.ctx.client.clone(), &self.pod.namespace().unwrap_or_default());
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        around(Failpoint::GatedClaim, api.create(&params, &claim)).await?;
+        around(Failpoint::GatedClaim, api.create(&post_params(), &claim)).await?;
         Ok(())
     }
 
     async fn drop_claim(&self) -> Result<(), Error> {
         let Some(claim) = self.claim else { return Ok(()) };
-        let (uid, resource_version) = (claim.uid(), claim.resource_version());
-        let preconditions = Some(Preconditions { uid, resource_version });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        let api: Api<LockClaim> = api_of(&self.ctx.client, claim);
-        around(Failpoint::GatedDrop, api.delete(&claim.name_any(), &params)).await?;
+        delete_as_read(Failpoint::GatedDrop, &api_of(&self.ctx.client, claim), claim).await?;
         Ok(())
     }
 
-    /// What every write of the pod begins with.
-    fn as_seen(&self) -> Value {
-        json!({ "uid": self.pod.uid(), "resourceVersion": self.pod.resource_version() })
-    }
-
     async fn let_go(&self, tokens: &[(String, String)]) -> Result<(), Error> {
-        let mut metadata = self.as_seen();
-        metadata["annotations"] = tokens.iter().cloned().map(|(key, token)| (key, json!(token))).collect();
-        let patch = Patch::Merge(json!({ "metadata": metadata, "spec": { "schedulingGates": null } }));
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        around(Failpoint::GatedLetGo, self.pods.patch(&self.pod.name_any(), &params, &patch)).await?;
+        let annotations: Value = tokens.iter().cloned().map(|(key, token)| (key, json!(token))).collect();
+        let change = json!({ "metadata": { "annotations": annotations }, "spec": { "schedulingGates": null } });
+        patch_as_read(Failpoint::GatedLetGo, &self.pods, self.pod, change).await?;
         let names = self.claim.map(LockClaim::lock_names).unwrap_or_default();
         let token = tokens.first().map(|(_, token)| token.as_str()).unwrap_or_default();
         self.ctx
@@ -222,17 +229,13 @@ impl Look<'_> {
     }
 
     async fn write_status(&self, point: Failpoint, status: Value) -> Result<(), Error> {
-        let patch = Patch::Strategic(json!({ "metadata": self.as_seen(), "status": status }));
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        around(point, self.pods.patch_status(&self.pod.name_any(), &params, &patch)).await?;
+        let patch = Patch::Strategic(json!({ "metadata": as_read(self.pod), "status": status }));
+        around(point, self.pods.patch_status(&self.pod.name_any(), &patch_params(), &patch)).await?;
         Ok(())
     }
 
     async fn delete(&self, message: Option<String>) -> Result<(), Error> {
-        let (uid, resource_version) = (self.pod.uid(), self.pod.resource_version());
-        let preconditions = Some(Preconditions { uid, resource_version });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        around(Failpoint::GatedDelete, self.pods.delete(&self.pod.name_any(), &params)).await?;
+        delete_as_read(Failpoint::GatedDelete, &self.pods, self.pod).await?;
         if let Some(message) = message {
             self.ctx.events.warning(self.pod, reasons::HOLDER_NOT_STARTED, "Delete", message).await;
         }
@@ -241,6 +244,6 @@ impl Look<'_> {
 }
 
 fn condition(type_: &str, status: &str, reason: &str, message: &str) -> Value {
-    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let now = time::seconds(Timestamp::now());
     json!({ "type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": now })
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, Pod, PodCondition, PodStatus};
 use kube::ResourceExt;
 
 use super::super::claim::{Stage, holder_id, name_for_pod, stage};
@@ -10,9 +10,12 @@ use crate::api::condition::{self, reasons, types};
 use crate::api::election::FENCING_TOKEN;
 use crate::api::gated::{self, LOCK, LOCKS, START_TIMEOUT, TOKEN_OF, WAIT_TIMEOUT, WITHDRAWN, is_gated};
 use crate::api::{HolderKind, HolderRef, LockClaim, LockClaimSpec, LockRequest};
+use crate::lease::LockKey;
 
 /// How long a pod that holds may take to start before it is said that it blocks others.
 pub(super) const SLOW_START: Duration = Duration::from_secs(30);
+/// When it is looked again whether the name of a pod's claim is free.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Who makes a new pod when one has failed: a pod of theirs can't give up.
 const REPLACING: [&str; 4] = ["ReplicaSet", "StatefulSet", "DaemonSet", "ReplicationController"];
 
@@ -80,21 +83,37 @@ fn lock_held(pod: &Pod) -> Option<&PodCondition> {
 
 /// Decides. `stalled` is for how long it has been seen to hold without having started.
 pub(super) fn plan(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> Step {
-    // One that was made under the same name for somebody else is not this pod's.
-    let claim = claim.filter(|claim| {
-        claim.spec.holder_ref.as_ref().is_some_and(|holder| Some(holder.uid.as_str()) == pod.metadata.uid.as_deref())
-    });
+    let named = claim;
+    let claim = named.filter(|claim| is_for(claim, pod));
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
         return ended(pod, claim);
     }
     if is_gated(pod) {
-        return gated(pod, claim);
+        return match gated(pod, claim) {
+            Step::Claim(_) if named.is_some() => name_is_taken(pod),
+            step => step,
+        };
     }
     if pod.annotations().contains_key(FENCING_TOKEN) {
         return let_go(pod, claim, stalled);
     }
     Step::SayUngated
+}
+
+/// Whether it is for this pod, and not one that was made under its name for somebody else.
+fn is_for(claim: &LockClaim, pod: &Pod) -> bool {
+    claim.spec.holder_ref.as_ref().is_some_and(|holder| Some(holder.uid.as_str()) == pod.metadata.uid.as_deref())
+}
+
+/// Nothing tells when it is free again.
+fn name_is_taken(pod: &Pod) -> Step {
+    let name = claim_name(pod);
+    let message = format!("the LockClaim {name} is for somebody else, and has the name of this pod's: delete it");
+    match say(pod, Said::no(reasons::CLAIM_NAME_TAKEN, message)) {
+        Step::Rest(_) => Step::Rest(Some(ASK_AGAIN)),
+        step => step,
+    }
 }
 
 fn ended(pod: &Pod, claim: Option<&LockClaim>) -> Step {
@@ -107,6 +126,13 @@ fn ended(pod: &Pod, claim: Option<&LockClaim>) -> Step {
     }
 }
 
+/// The lock in whose line a pod stands until it has its claim: the first of those that it takes.
+pub(in super::super) fn stands_at(pod: &Pod) -> Option<LockKey> {
+    let Step::Claim(wanted) = plan(pod, None, Duration::ZERO) else { return None };
+    let first = wanted.locks.iter().map(|lock| lock.name.as_str()).min()?;
+    LockKey::new(&pod.namespace()?, first).ok()
+}
+
 fn gated(pod: &Pod, claim: Option<&LockClaim>) -> Step {
     if pod.metadata.deletion_timestamp.is_some() {
         return match claim.filter(|claim| !is_leaving(claim)) {
@@ -116,6 +142,8 @@ fn gated(pod: &Pod, claim: Option<&LockClaim>) -> Step {
     }
     let wanted = match wanted(pod) {
         Ok(wanted) => wanted,
+        // What it asked for before may be granted any moment, and would be held by a pod that can't be let go.
+        Err(_) if claim.is_some_and(|claim| !is_leaving(claim)) => return Step::Drop,
         Err(message) => return say(pod, Said::no(reasons::INVALID_LOCKS, message)),
     };
     if gates(pod) > 1 {
@@ -184,7 +212,13 @@ fn held(claim: &LockClaim) -> Option<&crate::api::Condition> {
 fn waits(claim: &LockClaim) -> Said {
     let held = held(claim);
     let message = held.map(|held| held.message.clone()).unwrap_or_default();
-    let known = [reasons::LOCK_NOT_FOUND, reasons::LOCK_IS_ELECTED, reasons::UNSUPPORTED_VALUE];
+    let known = [
+        reasons::LOCK_NOT_FOUND,
+        reasons::LOCK_IS_ELECTED,
+        reasons::OTHER_CONTROLLER,
+        reasons::UNSUPPORTED_VALUE,
+        reasons::UNSATISFIABLE,
+    ];
     match known.into_iter().find(|known| held.is_some_and(|held| held.reason == *known)) {
         Some(reason) => Said::no(reason, message),
         None => Said::no(reasons::WAITING, "it waits for its turn"),
@@ -204,14 +238,11 @@ fn finished(claim: &LockClaim) -> Step {
         reasons::BUSY,
         reasons::LOCK_NOT_FOUND,
         reasons::LOCK_IS_ELECTED,
+        reasons::OTHER_CONTROLLER,
         reasons::UNSATISFIABLE,
     ];
     match gave_up.into_iter().find(|known| *known == reason) {
-        Some(reason) if reason != reasons::UNSATISFIABLE || claim.wait_timeout().is_some() => {
-            Step::Fail(reasons::LOCK_NOT_ACQUIRED, reason, format!("{}: {message}", claim.lock_names()))
-        }
-        // Raise the permits, or change the pod's list: then it is asked again.
-        Some(_) => Step::Rest(None),
+        Some(reason) => Step::Fail(reasons::LOCK_NOT_ACQUIRED, reason, format!("{}: {message}", claim.lock_names())),
         None => Step::Drop,
     }
 }
@@ -227,9 +258,13 @@ fn tokens(claim: &LockClaim) -> Vec<(String, String)> {
 
 /// Whether some container of it has run.
 fn has_started(status: &PodStatus) -> bool {
+    states(status).any(|state| state.running.is_some() || state.terminated.is_some())
+}
+
+/// The states of its containers, in the order in which they start.
+fn states(status: &PodStatus) -> impl Iterator<Item = &ContainerState> {
     let of = [&status.init_container_statuses, &status.container_statuses];
-    let states = of.into_iter().flatten().flatten().filter_map(|container| container.state.as_ref());
-    states.into_iter().any(|state| state.running.is_some() || state.terminated.is_some())
+    of.into_iter().flatten().flatten().filter_map(|container| container.state.as_ref())
 }
 
 /// Whether it holds, and nothing of it has run yet.
@@ -263,7 +298,7 @@ fn let_go(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> Step {
         return Step::Rest(Some(rest.map_or(slow, |rest| rest.min(slow))));
     }
     let message =
-        format!("it holds and has not started for {} s, while others wait: {}", SLOW_START.as_secs(), why(pod));
+        format!("it holds and has not started for {} s, while others may wait: {}", SLOW_START.as_secs(), why(pod));
     match say(pod, Said::yes(reasons::HOLDER_NOT_STARTED, message)) {
         Step::Rest(_) => Step::Rest(rest),
         step => step,
@@ -274,10 +309,13 @@ fn let_go(pod: &Pod, claim: Option<&LockClaim>, stalled: Duration) -> Step {
 fn why(pod: &Pod) -> String {
     let status = pod.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let unscheduled =
-        conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
-    let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-    let waiting = containers.iter().filter_map(|container| container.state.as_ref()?.waiting.as_ref()).next();
+    // What was said while it had its gate stands there until a scheduler says something else.
+    let is_of_now = |condition: &&PodCondition| condition.reason.as_deref() != Some("SchedulingGated");
+    let unscheduled = conditions
+        .iter()
+        .filter(is_of_now)
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let waiting = status.into_iter().flat_map(states).find_map(|state| state.waiting.as_ref());
     let words = match (unscheduled, waiting) {
         (Some(condition), _) => [condition.reason.as_deref(), condition.message.as_deref()],
         (None, Some(waiting)) => [waiting.reason.as_deref(), waiting.message.as_deref()],
@@ -432,6 +470,24 @@ mod tests {
         let state = json!([{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}}]);
         started.status.as_mut().unwrap().container_statuses = serde_json::from_value(state).unwrap();
         assert_eq!(plan(&started, Some(&told), long), Step::Rest(None));
+    }
+
+    #[test]
+    fn why_one_does_not_start_is_what_its_scheduler_or_its_first_container_says() {
+        let words = |status: serde_json::Value| {
+            let mut pod = running_with(json!({}));
+            pod.status = serde_json::from_value(status).unwrap();
+            why(&pod)
+        };
+        let unscheduled = |reason: &str| json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": reason, "message": "why"}]});
+        assert_eq!(words(unscheduled("Unschedulable")), "Unschedulable: why");
+        assert_eq!(words(unscheduled("SchedulingGated")), "nothing is known of it yet", "it has no gate any more");
+        let waits = |reason: &str| {
+            let state = json!({"waiting": {"reason": reason}});
+            json!([{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state}])
+        };
+        let (first, then) = (waits("ImagePullBackOff"), waits("PodInitializing"));
+        assert_eq!(words(json!({"initContainerStatuses": first, "containerStatuses": then})), "ImagePullBackOff");
     }
 
     #[test]

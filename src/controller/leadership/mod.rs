@@ -11,14 +11,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use kube::api::PostParams;
 use kube::{Api, Client};
 use tracing::{debug, info, warn};
 
-use super::boottime::{boottime, since};
-use super::writes::{FIELD_MANAGER, is_conflict};
+use super::writes::{is_conflict, post_params};
 use super::{Error, Settings};
-use crate::api::time;
+use crate::api::{lease_name, time};
+use crate::clock::{boottime, since};
 use crate::failpoint::{Failpoint, around};
 use plan::{Record, Turn, turn};
 
@@ -42,7 +41,7 @@ impl Default for Election {
 }
 
 /// A number that differs from process to process.
-pub(super) fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
@@ -65,7 +64,7 @@ impl Leadership {
     pub(super) fn new(client: Client, settings: &Settings, election: Election) -> Self {
         Self {
             api: Api::namespaced(client, &settings.namespace),
-            name: settings.controller_name.replace('/', "-"),
+            name: lease_name(&settings.controller_name),
             me: format!("{}_{:016x}", settings.instance, random()),
             election,
             seen: None,
@@ -183,7 +182,7 @@ impl Leadership {
         spec.lease_duration_seconds = Some(i32::try_from(length.as_secs().max(1)).unwrap_or(i32::MAX));
         spec.renew_time = now;
         spec.lease_transitions = Some(transitions);
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let params = post_params();
         if lease.metadata.resource_version.is_some() {
             return self.api.replace(&self.name, &params, &lease).await;
         }

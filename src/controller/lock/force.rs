@@ -33,14 +33,11 @@ use tracing::{info, warn};
 use super::super::writes::{api_of, patch_metadata};
 use super::super::{Context, Error, OpenStore, claim};
 use crate::api::condition::reasons;
-use crate::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON, ForceRelease};
+use crate::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON, ForceRelease, REFUSAL};
 use crate::api::{DistributedLock, LockClaim};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey};
 use crate::store::{HoldState, Inspection};
-
-/// How the policy refuses a token that can't be one. `charts/leasehold/policies/force-release.yaml` says the same.
-const REFUSAL: &str = "leasehold.dev/force-release must be a fencing token";
 
 /// What heeding the annotations has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The loop of `DistributedLock`: observe, plan, apply, report.
 
 mod delete;
+mod direct;
 mod force;
 mod plan;
 mod record;
@@ -17,12 +18,12 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
-use super::boottime::boottime;
 use super::stores::{OpenStore, StoreState, Whose};
 use super::writes::{api_of, set_finalizer};
 use super::{Context, Error, SOON, election};
 use crate::api::condition::reasons;
-use crate::api::{DistributedLock, FINALIZER, LockStore};
+use crate::api::{DistributedLock, FINALIZER, HolderRef, LockStore};
+use crate::clock::boottime;
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{Epoch, LockKey};
 use crate::store::{Due, Inspection};
@@ -31,6 +32,7 @@ use plan::Step;
 use record::{apply, free_orphans, lower_longest, put_back_missing, recover, remember, wake_offered};
 use report::report;
 use status::{Readiness, Write};
+pub(crate) use status::{holder, share};
 
 pub(super) use plan::{provision, quarantine};
 pub(super) use record::holds_of;
@@ -51,6 +53,8 @@ pub(super) struct Memory {
     pub(super) forced: Option<(i64, String)>,
     /// How many pods that hold it can't be asked, as the metric has it.
     pub(super) unreachable: i64,
+    /// The pods that direct holders name, whose end is followed.
+    direct: Vec<HolderRef>,
     /// The epoch in which the record was first missed.
     missed_in: Option<Epoch>,
     /// This process has just written to etcd that there will be a record, and has not yet asked Redis for it: a
@@ -176,9 +180,11 @@ async fn settle(
             return Ok(Action::await_change());
         }
         Step::Provision => {
-            let wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
-            let claims = ctx.claims.state();
-            return apply(ctx, lock, key, open, &wanted, claims.iter().map(AsRef::as_ref)).await;
+            let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
+            if record.is_none() {
+                wanted.waiters = super::claim::places(ctx, key, ctx.claims.state().iter().map(AsRef::as_ref));
+            }
+            return apply(ctx, lock, key, open, &wanted).await;
         }
         Step::Recover => return recover(ctx, lock, key, open).await,
         Step::Outgrow(epoch) => {
@@ -202,6 +208,9 @@ async fn settle(
         Heeded::Nothing => SLOW_LOOK,
     };
     wake_offered(ctx, &record);
+    if direct::free_ended(ctx, lock, key, open, &record).await? {
+        record = open.control.store().inspect(key).await?.unwrap_or(record);
+    }
     free_orphans(ctx, lock, key, open, &record).await?;
     put_back_missing(ctx, lock, key, open, &record).await?;
     let (mut lock, mut readiness) = (lock.clone(), readiness(&record));

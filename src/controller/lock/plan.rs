@@ -57,20 +57,16 @@ pub(in crate::controller) fn epoch_runs_out(last: i64, epoch: Epoch) -> bool {
     FencingToken::new(last).is_some_and(|token| token.epoch() >= epoch && token.past_half())
 }
 
-/// The configuration of a record, without holds and quarantine.
+/// The configuration of a record, without holds, places and quarantine.
 pub(in crate::controller) fn provision(lock: &DistributedLock, epoch: Epoch, floor: i64) -> Provision {
     let seen = lock.status.as_ref().and_then(|status| status.fencing_token).unwrap_or(0);
     Provision {
-        lock_uid: lock.uid().unwrap_or_default(),
         generation: lock.metadata.generation.unwrap_or(0),
-        permits: lock.permits(),
-        lease: lock.lease_duration(),
         max_hold: lock.max_hold(),
         elected: lock.spec.election.is_some(),
         token_floor: floor.max(seen),
-        quarantine: Duration::ZERO,
         token_ceiling: Some(epoch.ceiling()),
-        holds: Vec::new(),
+        ..Provision::new(lock.uid().unwrap_or_default(), lock.permits(), lock.lease_duration())
     }
 }
 

@@ -9,8 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
-use super::super::boottime::boottime;
-use super::super::claim::{claim_of_id, records, rejoin, remembered};
+use super::super::claim::{Stage, claim_of_id, places, records, remembered, stage};
 use super::super::stores::OpenStore;
 use super::super::writes::{api_of, replace_status};
 use super::super::{Context, Error, election};
@@ -18,6 +17,7 @@ use super::SOON;
 use super::plan::{provision, quarantine};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, LockClaim};
+use crate::clock::boottime;
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey};
 use crate::store::{Hold, HoldState, Inspection, Provision, Remembered};
@@ -62,7 +62,6 @@ pub(super) async fn apply(
     key: &LockKey,
     open: &OpenStore,
     wanted: &Provision,
-    claims: impl Iterator<Item = &LockClaim>,
 ) -> Result<Action, Error> {
     let first = ctx.with_memory(key, |memory| std::mem::take(&mut memory.first));
     match around(Failpoint::LockProvision, open.control.provision(key, wanted)).await? {
@@ -73,9 +72,6 @@ pub(super) async fn apply(
                 ctx.events.warning(lock, reasons::RECORD_TAMPERED, "Provision", note).await;
             }
             info!(%key, fresh = done.fresh, "provisioned");
-            if done.fresh {
-                rejoin(ctx, &open.control, key, claims).await?;
-            }
             ctx.triggers.claims_of(ctx, key);
             Ok(Action::requeue(Duration::from_millis(1)))
         }
@@ -99,9 +95,10 @@ pub(super) async fn recover(
     let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
     wanted.quarantine = quarantine(lock);
     wanted.holds = holds_of(as_recorded(ctx, lock).await?.as_ref(), &claims, key);
+    wanted.waiters = places(ctx, key, claims.iter());
     let note = format!("its record in Redis was lost; {} delegated holds are put back", wanted.holds.len());
     ctx.stores.quarantine(lock.store_name(), boottime() + wanted.quarantine);
-    let action = apply(ctx, lock, key, open, &wanted, claims.iter()).await?;
+    let action = apply(ctx, lock, key, open, &wanted).await?;
     warn!(%key, holds = wanted.holds.len(), "a lost record was made again");
     ctx.events.warning(lock, reasons::RECORD_LOST, "Provision", note).await;
     Ok(action)
@@ -203,7 +200,9 @@ pub(super) async fn put_back_missing(
     if missing.is_empty() {
         return Ok(());
     }
-    let claims = listed_claims(ctx, lock).await?;
+    let mut claims = listed_claims(ctx, lock).await?;
+    // A grant that nobody was told of time may have taken and given to another: its claim asks again.
+    claims.retain(|claim| stage(claim) == Stage::Told);
     let mut wanted = provision(lock, open.epoch, ctx.stores.token_floor(lock.store_name()));
     wanted.holds = holds_of(as_recorded(ctx, lock).await?.as_ref(), &claims, key);
     wanted.holds.retain(|hold| missing.contains(&hold.id));

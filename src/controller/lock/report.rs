@@ -56,6 +56,18 @@ async fn write(ctx: &Context, lock: &DistributedLock, status: DistributedLockSta
     Ok(())
 }
 
+/// Who holds that did not before: some of a semaphore's at once are one Event.
+fn acquired(before: &DistributedLockStatus, after: &DistributedLockStatus) -> Option<String> {
+    let known = |id: &str| before.holders.iter().any(|holder| holder.id == id);
+    let mut new = after.holders.iter().filter(|holder| !known(&holder.id));
+    let first = new.next()?;
+    let others = match new.count() {
+        0 => String::new(),
+        others => format!(", and {others} more"),
+    };
+    Some(format!("{} holds it with token {}{others}", first.identity, first.fencing_token))
+}
+
 /// One Event a change: who has it now, or why it is not usable.
 async fn tell_changes(
     ctx: &Context,
@@ -63,9 +75,7 @@ async fn tell_changes(
     before: &DistributedLockStatus,
     after: &DistributedLockStatus,
 ) {
-    let known = |id: &str| before.holders.iter().any(|holder| holder.id == id);
-    for holder in after.holders.iter().filter(|holder| !known(&holder.id)) {
-        let note = format!("{} holds it with token {}", holder.identity, holder.fencing_token);
+    if let Some(note) = acquired(before, after) {
         ctx.events.normal(lock, reasons::ACQUIRED, "Grant", note).await;
     }
     if !before.holders.is_empty() && after.holders.is_empty() {

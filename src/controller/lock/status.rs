@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, DistributedLockStatus, LockHolder, LockMode, time};
 use crate::lease::{HolderId, Mode};
-use crate::store::{Hold, HoldState, Inspection};
+use crate::store::{Hold, Inspection, permits_counted};
 
 /// The holders that a status lists.
 const LISTED: usize = 20;
@@ -46,12 +46,18 @@ fn at(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-fn holder(hold: &Hold) -> LockHolder {
-    let (permits, mode) = match hold.mode {
+/// How much of a lock, as statuses say it: permits, or a mode.
+pub(crate) fn share(mode: Mode) -> (Option<i32>, Option<LockMode>) {
+    match mode {
         Mode::Counted(permits) => (Some(i32::try_from(permits).unwrap_or(i32::MAX)), None),
         Mode::Shared => (None, Some(LockMode::Shared)),
         Mode::Exclusive => (None, Some(LockMode::Exclusive)),
-    };
+    }
+}
+
+/// A hold, as a status lists it.
+pub(crate) fn holder(hold: &Hold) -> LockHolder {
+    let (permits, mode) = share(hold.mode);
     LockHolder {
         id: public_id(&hold.id),
         identity: hold.identity.clone(),
@@ -70,8 +76,7 @@ fn permits_held(holds: &[&Hold], permits: u32) -> u32 {
     if holds.iter().any(|hold| hold.mode == Mode::Exclusive) {
         return permits;
     }
-    let counted: u32 = holds.iter().map(|hold| hold.mode.counted()).sum();
-    counted + u32::from(holds.iter().any(|hold| hold.mode == Mode::Shared))
+    permits_counted(holds.iter().copied())
 }
 
 /// The status that says what the record says. Without a record the holders of before are kept: unknown is not free.
@@ -85,7 +90,7 @@ pub(super) fn describe(
     let generation = lock.metadata.generation;
     status.observed_generation = generation;
     if let Some(record) = record {
-        let holds: Vec<&Hold> = record.holds.iter().filter(|hold| hold.state != HoldState::Offer).collect();
+        let holds: Vec<&Hold> = record.held().collect();
         let holders: Vec<LockHolder> = holds.iter().take(LISTED).map(|hold| holder(hold)).collect();
         let before = status.fencing_token.unwrap_or(0);
         let new = holds.iter().filter(|hold| hold.token.get() > before).count();
@@ -172,6 +177,7 @@ fn without_times(status: &DistributedLockStatus) -> DistributedLockStatus {
 mod tests {
     use super::*;
     use crate::lease::FencingToken;
+    use crate::store::HoldState;
 
     fn hold(id: &str, token: i64, mode: Mode, expires: i64) -> Hold {
         Hold {

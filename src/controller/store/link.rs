@@ -29,7 +29,6 @@ const PASSWORD: &str = "password";
 
 /// A connection and what is known of the server behind it.
 pub(super) struct Link {
-    endpoint: Endpoint,
     pub(super) prefix: String,
     pub(super) store: Store,
     facts: Option<(ServerFacts, Instant)>,
@@ -38,10 +37,9 @@ pub(super) struct Link {
 impl Link {
     /// Prepares a connection as the spec and its Secrets say.
     pub(super) async fn new(ctx: &Context, object: &LockStore) -> Result<Self, Trouble> {
-        let endpoint = endpoint(ctx, object).await?;
         let prefix = object.spec.key_prefix.clone();
-        let store = Store::connect(&endpoint, &prefix)?;
-        Ok(Self { endpoint, prefix, store, facts: None })
+        let store = Store::connect(&endpoint(ctx, object).await?, &prefix)?;
+        Ok(Self { prefix, store, facts: None })
     }
 
     /// What the server is, refused if it can't be used.
@@ -78,7 +76,7 @@ impl Link {
 
     /// Listens to offers, asks for changes, and turns them into triggers, until the connection ends.
     pub(super) fn listen(&self, ctx: Arc<Context>, name: &str) -> impl Future<Output = ()> + Send + use<> {
-        let (endpoint, prefix, name) = (self.endpoint.clone(), self.prefix.clone(), name.to_owned());
+        let (endpoint, prefix, name) = (self.store.endpoint(), self.prefix.clone(), name.to_owned());
         async move {
             let offers = match endpoint.offers(&prefix).await {
                 Ok(offers) => offers,

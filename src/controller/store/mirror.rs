@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::Patch;
 use serde_json::json;
 
 use super::super::Context;
-use super::super::writes::{FIELD_MANAGER, is_conflict};
+use super::super::writes::{is_conflict, patch_params, post_params};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::Epoch;
 
@@ -30,11 +30,11 @@ pub(super) async fn write(ctx: &Context, store: &str, epoch: Epoch) -> kube::Res
     let data = BTreeMap::from([(store.to_owned(), epoch.get().to_string())]);
     let mut map = ConfigMap { data: Some(data.clone()), ..ConfigMap::default() };
     map.metadata.name = Some(NAME.to_owned());
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    let params = post_params();
     match around(Failpoint::StoreMirror, api(ctx).create(&params, &map)).await {
         Err(error) if is_conflict(&error) => {
             let patch = Patch::Merge(json!({ "data": data }));
-            let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            let params = patch_params();
             around(Failpoint::StoreMirror, api(ctx).patch(NAME, &params, &patch)).await.map(drop)
         }
         created => created.map(drop),

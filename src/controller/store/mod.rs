@@ -35,8 +35,7 @@ struct Running {
 /// Follows the stores of this controller until the watch or a store's loop fails.
 pub(super) async fn run(ctx: Arc<Context>) -> Result<(), Error> {
     // Nothing is decided about a store before its locks and claims are known.
-    let known = futures::future::join(ctx.locks.wait_until_ready(), ctx.claims.wait_until_ready());
-    if let (Err(_), _) | (_, Err(_)) = known.await {
+    if !(ctx.locks.is_filled().await && ctx.claims.is_filled().await) {
         return Err(Error::WatchEnded("DistributedLock"));
     }
     let api: Api<LockStore> = Api::all(ctx.client.clone());

@@ -3,10 +3,12 @@
 //! # Sequence, on an incarnation that etcd doesn't know
 //! 1. a fresh epoch in etcd (compare-and-swap), above every epoch known anywhere;
 //! 2. a quorum list of locks and claims;
-//! 3. `restore` of each lock that was ever provisioned: its delegated holds with their tokens, and how long it
-//!    grants nothing, since a lease that was lost may still be believed;
-//! 4. `open` of exactly the process that was restored;
-//! 5. the claims that wait queue again, oldest first.
+//! 3. `restore` of each lock that was ever provisioned: its delegated holds with their tokens, its queue, and how long
+//!    it grants nothing, since a lease that was lost may still be believed;
+//! 4. `open` of exactly the process that was restored.
+//!
+//! Whoever may write a namespace's keys can make a record that nobody can read. Its lock grants nothing until those keys
+//! are gone and it is made again as one that was lost; the others don't wait for that.
 //!
 //! A crash after 1 wastes an epoch; within 3 leaves some records restored and the gate closed: the next try does
 //! all of it again, on the same or another process, and neither restored holds nor not-before times shrink; after
@@ -19,11 +21,10 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::api::ListParams;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::super::Context;
-use super::super::boottime::{boottime, since};
-use super::super::claim::rejoin;
+use super::super::claim::places;
 use super::super::lock::{holds_of, provision, quarantine};
 use super::ledger::Ledger;
 use super::mirror;
@@ -31,16 +32,10 @@ use super::report::RECOVERING;
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, DistributedLock, LockClaim, LockStoreStatus};
+use crate::clock::{boottime, since};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{Epoch, FencingToken, LockKey};
 use crate::store::{Control, Heartbeat, Opening};
-
-/// What was put back, to let the waiting claims queue again before anybody else is told.
-#[derive(Default)]
-struct Restored {
-    locks: Vec<LockKey>,
-    claims: Vec<LockClaim>,
-}
 
 /// A gate that was opened.
 pub(super) struct Opened {
@@ -75,12 +70,9 @@ impl Opener<'_> {
         let opening = Opening { run_id, replid, epoch };
         let restored = match heartbeat.gate {
             None if !known => self.restore(&opening).await?,
-            _ => Restored::default(),
+            _ => 0,
         };
         around(Failpoint::StoreOpen, self.control.open(&opening)).await??;
-        for lock in &restored.locks {
-            rejoin(self.ctx, self.control, lock, restored.claims.iter()).await?;
-        }
         info!(store = self.name, epoch = epoch.get(), incarnation, "the gate is open");
         let again = status.epoch.is_some() && !reload;
         let lost = again.then(|| match heartbeat.gate {
@@ -88,7 +80,7 @@ impl Opener<'_> {
             None => format!(
                 "Redis started again, was replaced or has set its clock: {} locks were put back, in epoch {}; each grants \
                  nothing until no lease of before can be believed",
-                restored.locks.len(),
+                restored,
                 epoch.get()
             ),
         });
@@ -129,12 +121,12 @@ impl Opener<'_> {
         tokens.map(|token| token.epoch().get()).max().unwrap_or(0)
     }
 
-    /// Puts back every lock of this store that was ever provisioned.
-    async fn restore(&self, opening: &Opening) -> Result<Restored, Trouble> {
+    /// Puts back every lock of this store that was ever provisioned; how many that are.
+    async fn restore(&self, opening: &Opening) -> Result<usize, Trouble> {
         let (scope, client) = (&self.ctx.settings.scope, &self.ctx.client);
         let locks = scope.list::<DistributedLock>(client, &ListParams::default()).await?;
         let claims = scope.list::<LockClaim>(client, &ListParams::default()).await?;
-        let mut restored = Vec::new();
+        let mut restored = 0;
         for lock in &locks {
             if lock.store_name() != self.name || !lock.is_provisioned() {
                 continue;
@@ -146,10 +138,18 @@ impl Opener<'_> {
             let mut wanted = provision(lock, opening.epoch, self.ctx.stores.token_floor(self.name));
             wanted.quarantine = (quarantine(lock) + self.isolated_for).saturating_sub(since(self.since));
             wanted.holds = holds_of(Some(lock), &claims, &key);
+            wanted.waiters = places(self.ctx, &key, claims.iter());
             self.ctx.stores.quarantine(self.name, boottime() + wanted.quarantine);
-            around(Failpoint::StoreRestore, self.control.restore(&key, &wanted, opening)).await??;
-            restored.push(key);
+            match around(Failpoint::StoreRestore, self.control.restore(&key, &wanted, opening)).await {
+                Err(error) if error.is_unreadable_record() => {
+                    warn!(%key, %error, "not restored: its keys are no record")
+                }
+                answer => {
+                    answer??;
+                    restored += 1;
+                }
+            }
         }
-        Ok(Restored { locks: restored, claims })
+        Ok(restored)
     }
 }

@@ -17,7 +17,6 @@ use kube::ResourceExt;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::super::boottime::{boottime, since};
 use super::super::lock::quarantine;
 use super::super::stores::{OpenStore, Seat, StoreState};
 use super::super::writes::set_finalizer;
@@ -32,9 +31,10 @@ use super::report::{self, News};
 use super::trouble::Trouble;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{ConditionStatus, FINALIZER, LockStore, LockStoreStatus};
+use crate::clock::{boottime, since};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::Epoch;
-use crate::store::{Control, Heartbeat, Refusal};
+use crate::store::{Control, DirectUsers, Heartbeat, Refusal};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// A call that hangs is given up after so long; the next one connects again.
@@ -454,7 +454,10 @@ impl Reign {
         let link = self.link.as_ref()?;
         let control = Control::new(link.store.clone(), object.uid().unwrap_or_default(), term);
         match around(Failpoint::StoreLeave, control.leave()).await {
-            Ok(Ok(())) => info!(store = self.name, "left the key prefix"),
+            Ok(Ok(())) => {
+                info!(store = self.name, "left the key prefix");
+                delete_users(&DirectUsers::new(&link.store)).await;
+            }
             Ok(Err(refusal)) => {
                 warn!(store = self.name, %refusal, "the key prefix stays taken");
                 return Some(refusal);
@@ -468,6 +471,15 @@ impl Reign {
 impl Drop for Reign {
     fn drop(&mut self) {
         self.disconnect();
+    }
+}
+
+/// What is left of namespaces that had credentials; where that is refused, there is nothing.
+async fn delete_users(users: &DirectUsers) {
+    for namespace in users.list().await.unwrap_or_default().into_keys() {
+        if let Err(error) = around(Failpoint::CredentialsRevoke, users.delete(&namespace)).await {
+            warn!(namespace, %error, "a Redis user was not deleted");
+        }
     }
 }
 

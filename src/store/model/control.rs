@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::record::{Ended, Record, duration, grant_of};
-use super::{Gate, Model, StoreKey, ms};
+use super::{Asker, Gate, Model, StoreKey, ms};
 use crate::lease::{Acquired, Epoch, HolderId, Renewed, Request};
-use crate::store::{Due, Heartbeat, Hold, HoldState, Opening, Provision, Provisioned, Refusal, Sealed};
+use crate::store::{Due, Heartbeat, Hold, HoldState, Opening, Place, Provision, Provisioned, Refusal, Sealed};
 
 /// Who calls: the store's UID and the term of a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +25,10 @@ impl Model {
         (reign.term < highest).then_some(Refusal::StaleTerm(highest))
     }
 
-    fn admit(&self, reign: &Reign) -> Result<(), Refusal> {
+    fn admit(&self, reign: &Reign) -> Result<Gate, Refusal> {
         match self.refused(reign) {
             Some(refusal) => Err(refusal),
-            None if self.gates.contains_key(&reign.uid) => Ok(()),
-            None => Err(Refusal::GateClosed),
+            None => self.gates.get(&reign.uid).copied().ok_or(Refusal::GateClosed),
         }
     }
 
@@ -141,18 +140,35 @@ impl Model {
     fn configure(&mut self, store: &str, provision: &Provision, open: bool) -> Provisioned {
         let now = self.now;
         let fresh = self.load().is_none();
-        let record = self.record.get_or_insert_with(|| Record { permits: 1, lease: 1, ..Record::default() });
+        let seq = self.queue.iter().map(|waiter| waiter.seq).max().unwrap_or(0);
+        let record = self.record.get_or_insert_with(|| Record { permits: 1, lease: 1, seq, ..Record::default() });
         record.configure(store, provision);
         let ceiling = provision.token_ceiling.filter(|ceiling| record.last >= *ceiling);
         record.last = ceiling.map_or(record.last, |ceiling| ceiling - 1).max(provision.token_floor);
         if provision.quarantine > Duration::ZERO {
             record.not_before = record.not_before.max(now + ms(provision.quarantine));
         }
-        record.put_back(provision, now, open);
+        let sealed = record.sealed;
+        for Place { request, reserved } in provision.waiters.iter().filter(|_| !sealed) {
+            self.line_up(request, if *reserved { Asker::Reserving } else { Asker::Delegated });
+        }
+        if let Some(record) = &mut self.record {
+            record.put_back(provision, now, open);
+        }
         for hold in &provision.holds {
             self.leave(&hold.id);
         }
         Provisioned { fresh, tampered: ceiling.is_some() }
+    }
+
+    /// Puts back a place, unless it holds, has ended, or can't be satisfied.
+    fn line_up(&mut self, request: &Request, asker: Asker) {
+        let now = self.now;
+        let Some(record) = &mut self.record else { return };
+        let is_over = record.hold(&request.id).is_some() || record.ended(&request.id, now).is_some();
+        if !is_over && record.satisfiable(request.mode) {
+            self.enqueue(request, asker);
+        }
     }
 
     /// As [`crate::store::Control::claim`].
@@ -161,10 +177,24 @@ impl Model {
     /// See [`Model::heartbeat`].
     pub fn claim(&mut self, reign: &Reign, request: &Request) -> Result<Acquired, Refusal> {
         self.admit(reign)?;
-        match self.contend(request, true) {
+        match self.contend(request, Asker::Delegated) {
             Acquired::GateClosed => Err(Refusal::GateClosed),
             acquired => Ok(acquired),
         }
+    }
+
+    /// As [`crate::store::Control::reserve`].
+    ///
+    /// # Errors
+    /// See [`Model::heartbeat`].
+    pub fn reserve(&mut self, reign: &Reign, request: &Request) -> Result<Acquired, Refusal> {
+        let gate = self.admit(reign)?;
+        if let Some(settled) = self.settled(request, Asker::Reserving) {
+            return Ok(settled);
+        }
+        self.enqueue(request, Asker::Reserving);
+        self.promote(None);
+        Ok(self.queued(request, gate))
     }
 
     /// As [`crate::store::Control::pin`].
@@ -222,7 +252,8 @@ impl Model {
             return Ok(Due::Unprovisioned);
         };
         let unpinned = record.holds.iter().filter(|hold| hold.state != HoldState::Pinned).map(|hold| hold.expires);
-        let waiting = self.queue.iter().flat_map(|waiter| [waiter.refresh, waiter.deadline]).flatten();
+        let waiting = self.queue.iter().flat_map(|w| [w.refresh, w.deadline, w.turn_ends]).flatten();
+        let waiting = waiting.filter(|at| *at > now);
         let quarantine = Some(record.not_before).filter(|at| *at > now);
         let due = unpinned.chain(waiting).chain(quarantine).min();
         Ok(due.map_or(Due::Nothing, |at| Due::In(duration(at - now))))

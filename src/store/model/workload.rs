@@ -3,57 +3,67 @@
 use std::time::Duration;
 
 use super::record::{Ended, duration, grant_of};
-use super::{Gate, HEARTBEAT_STALE_MS, Model, Waiter, ms};
+use super::{Asker, Gate, HEARTBEAT_STALE_MS, Model, Waiter, ms};
 use crate::lease::{Acquired, Grant, HolderId, Reading, Released, Renewed, Request, Wait};
 use crate::store::HoldState;
 
 impl Model {
     /// As [`crate::store::Store::acquire`].
     pub fn acquire(&mut self, request: &Request) -> Acquired {
-        self.contend(request, false)
+        self.contend(request, Asker::Direct)
     }
 
-    pub(super) fn contend(&mut self, request: &Request, delegated: bool) -> Acquired {
+    pub(super) fn contend(&mut self, request: &Request, asker: Asker) -> Acquired {
+        if let Some(settled) = self.settled(request, asker) {
+            return settled;
+        }
+        let Some(gate) = self.gate_of_record() else {
+            self.keep_place(request, asker);
+            return Acquired::GateClosed;
+        };
+        self.contend_open(request, asker, gate)
+    }
+
+    /// The answer where nobody's turn matters.
+    pub(super) fn settled(&mut self, request: &Request, asker: Asker) -> Option<Acquired> {
         let now = self.now;
         let Some(record) = self.load() else {
-            return Acquired::Unprovisioned;
+            return Some(Acquired::Unprovisioned);
         };
         let ended = record.ended(&request.id, now);
         if let Some(hold) = record.hold(&request.id) {
-            if hold.state == HoldState::Offer && !delegated {
-                return record.extend(&request.id, HoldState::Held, now).map_or(Acquired::Lost, Acquired::Granted);
+            if hold.state == HoldState::Offer && asker == Asker::Direct {
+                return Some(
+                    record.extend(&request.id, HoldState::Held, now).map_or(Acquired::Lost, Acquired::Granted),
+                );
             }
-            return Acquired::Granted(grant_of(hold, now));
+            return Some(Acquired::Granted(grant_of(hold, now)));
         }
         if ended.is_some() {
-            return Acquired::Lost;
+            return Some(Acquired::Lost);
         }
         if record.sealed {
-            return Acquired::Sealed;
+            return Some(Acquired::Sealed);
         }
-        if record.elected && !delegated {
+        if record.elected && asker == Asker::Direct {
             self.leave(&request.id);
-            return Acquired::LockIsElected;
+            return Some(Acquired::LockIsElected);
         }
         let permits = record.permits;
         if !record.satisfiable(request.mode) {
             self.leave(&request.id);
-            return Acquired::Unsatisfiable { permits };
+            return Some(Acquired::Unsatisfiable { permits });
         }
-        let Some(gate) = self.gate_of_record() else {
-            self.keep_place(request, delegated);
-            return Acquired::GateClosed;
-        };
-        self.contend_open(request, delegated, gate)
+        None
     }
 
-    fn contend_open(&mut self, request: &Request, delegated: bool, gate: Gate) -> Acquired {
+    fn contend_open(&mut self, request: &Request, asker: Asker, gate: Gate) -> Acquired {
         let now = self.now;
         let Some(record) = &mut self.record else {
             return Acquired::Unprovisioned;
         };
         let Some(token) = record.next_token(gate.epoch) else {
-            self.keep_place(request, delegated);
+            self.keep_place(request, asker);
             return Acquired::EpochExhausted;
         };
         let can = record.open_for_grants(gate.epoch, now) && record.fits(request.mode);
@@ -66,19 +76,24 @@ impl Model {
             self.promote(None);
             return Acquired::Busy { retry: self.retry(None) };
         }
-        self.enqueue(request, delegated);
-        let reading = Reading { at: now, epoch: gate.epoch };
+        self.enqueue(request, asker);
         if let Some(grant) = self.promote(Some(&request.id)) {
             return Acquired::Granted(grant);
         }
-        match request.wait {
-            Wait::No => {
-                self.leave(&request.id);
-                Acquired::Busy { retry: self.retry(None) }
-            }
-            Wait::For(time) => Acquired::Queued { retry: self.retry(Some(ms(time))), reading },
-            Wait::Forever => Acquired::Queued { retry: self.retry(None), reading },
+        if request.wait == Wait::No {
+            self.leave(&request.id);
+            return Acquired::Busy { retry: self.retry(None) };
         }
+        self.queued(request, gate)
+    }
+
+    /// The answer to one that waits.
+    pub(super) fn queued(&self, request: &Request, gate: Gate) -> Acquired {
+        let wait = match request.wait {
+            Wait::For(time) => Some(ms(time)),
+            Wait::Forever | Wait::No => None,
+        };
+        Acquired::Queued { retry: self.retry(wait), reading: Reading { at: self.now, epoch: gate.epoch } }
     }
 
     /// An upper bound: the real record may ask to come earlier, at an end that is already past.
@@ -101,13 +116,13 @@ impl Model {
     }
 
     /// Where nothing can be granted to anyone, one that waits keeps its place by asking.
-    fn keep_place(&mut self, request: &Request, delegated: bool) {
+    fn keep_place(&mut self, request: &Request, asker: Asker) {
         if self.place(&request.id).is_some() {
-            self.enqueue(request, delegated);
+            self.enqueue(request, asker);
         }
     }
 
-    fn enqueue(&mut self, request: &Request, delegated: bool) {
+    pub(super) fn enqueue(&mut self, request: &Request, asker: Asker) {
         let now = self.now;
         let Some(record) = &mut self.record else {
             return;
@@ -117,7 +132,7 @@ impl Model {
         if !self.queue.iter().any(|waiter| waiter.request.id == request.id) {
             record.seq = (record.seq + 1).max(now * 1000);
             let (request, seq) = (request.clone(), record.seq);
-            self.queue.push(Waiter { request, seq, deadline: None, refresh: None, delegated });
+            self.queue.push(Waiter { request, seq, deadline: None, refresh: None, asker, turn_ends: None });
             self.queue.sort_by_key(|w| (std::cmp::Reverse(w.request.priority), w.seq));
         }
         if let Some(at) = self.place(&request.id) {
@@ -126,7 +141,10 @@ impl Model {
                 Wait::No => Some(now + 1),
                 Wait::For(time) => Some(now + ms(time).max(1)),
             };
-            self.queue[at].refresh = (!self.queue[at].delegated).then_some(now + refresh);
+            if asker != Asker::Direct && asker != self.queue[at].asker {
+                (self.queue[at].asker, self.queue[at].turn_ends) = (asker, None);
+            }
+            self.queue[at].refresh = (self.queue[at].asker == Asker::Direct).then_some(now + refresh);
         }
     }
 
@@ -138,13 +156,23 @@ impl Model {
         while at < self.queue.len() && record.open_for_grants(gate.epoch, now) {
             let waiter = &self.queue[at];
             let mine = own == Some(&waiter.request.id);
-            let away = waiter.delegated && now > gate.heartbeat + HEARTBEAT_STALE_MS && !mine;
-            let only_elected = record.elected && !waiter.delegated;
+            let may_not = match waiter.asker {
+                Asker::Direct => false,
+                Asker::Delegated => now > gate.heartbeat + HEARTBEAT_STALE_MS,
+                Asker::Reserving => {
+                    now > gate.heartbeat + HEARTBEAT_STALE_MS || waiter.turn_ends.is_some_and(|end| end <= now)
+                }
+            };
+            let only_elected = record.elected && waiter.asker == Asker::Direct;
             if waiter.gone(now) || !record.satisfiable(waiter.request.mode) || only_elected {
                 self.queue.remove(at);
-            } else if away {
+            } else if may_not && !mine {
                 at += 1;
             } else if !record.fits(waiter.request.mode) {
+                break;
+            } else if waiter.asker == Asker::Reserving && !mine {
+                let refresh = record.refresh();
+                self.queue[at].turn_ends.get_or_insert(now + refresh);
                 break;
             } else {
                 let waiter = self.queue.remove(at);

@@ -47,8 +47,10 @@ async fn a_claim_that_no_controller_has_seen_is_unknown_in_every_condition() {
 #[tokio::test]
 async fn every_value_within_its_bounds_is_accepted() {
     let test = TestNamespace::new().await;
+    let eight: Vec<Value> = (0..8).map(|number| json!({"name": format!("lock-{number}")})).collect();
     Kind::namespaced::<LockClaim>(&test)
         .accepts(&[
+            json!({"locks": eight}),
             lock(json!({"name": "n".repeat(63)})),
             lock(json!({"name": "a.b-c"})),
             lock(json!({"name": "a", "permits": 1})),

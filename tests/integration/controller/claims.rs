@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use leasehold::api::condition::{reasons, types};
-use leasehold::api::{DistributedLock, LOCK_LABEL, LockClaim, LockMode};
+use kube::api::{DeleteParams, PostParams};
+use leasehold::api::condition::{self, reasons, types};
+use leasehold::api::{DistributedLock, LOCK_LABEL, LockClaim, LockMode, LockRequest};
 use serde_json::json;
 
-use super::fixture::{Fixture, a_while, claim_condition, lock_condition};
+use super::fixture::{Fixture, a_while, claim_condition, holder, lock_condition, store};
 use crate::support::{LIMIT, wait_for};
 
 #[tokio::test]
@@ -246,4 +247,51 @@ async fn claims_that_are_deleted_at_once_leave_nothing_in_the_queue() {
     // place may be left behind until the lock is looked at.
     let empty = async || f.workload().inspect(&f.key("a")).await.ok()??.waiters.is_empty().then_some(());
     wait_for("who is gone waits no more", LIMIT, empty).await;
+}
+
+/// What was seen may be old: etcd decides first.
+#[tokio::test]
+async fn nothing_is_freed_in_redis_before_etcd_has_let_it_go() {
+    let mut f = Fixture::new().await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("mine", "a", |_| {}).await;
+    f.token_of("mine").await;
+    let pod = f.pods().run("p", "Always", None).await;
+    for name in ["goes", "ends"] {
+        f.controller.kill();
+        f.controller.spawn_with(Some("kill before claim.withdraw".into()));
+        f.claim(name, "a", |spec| spec.holder_ref = Some(holder(&pod))).await;
+        f.has_its_place(name).await;
+        match name {
+            "goes" => f.delete::<LockClaim>(name).await,
+            _ => f.pods().delete_by_force(&pod).await,
+        }
+        wait_for("the controller dies", LIMIT, async || f.controller.process().exit_status()).await;
+    }
+    f.test.gone::<LockClaim>("goes", LIMIT).await;
+    let ended = f.test.api::<LockClaim>().get("ends").await.expect("it is there");
+    assert!(claim_condition(&ended, types::FINISHED), "{:?}", ended.status);
+
+    f.controller.restart().await;
+    f.delete::<LockClaim>("mine").await;
+    f.claim("next", "a", |_| {}).await;
+    f.token_of("next").await;
+}
+
+#[tokio::test]
+async fn a_claim_over_the_locks_of_two_controllers_says_so_and_can_be_deleted() {
+    let f = Fixture::new().await;
+    let foreign = format!("{}-foreign", f.store_name());
+    f.stores().create(&PostParams::default(), &store(&foreign, "none:6379", "somebody/else")).await.expect("a store");
+    f.ready_lock("a", |_| {}).await;
+    f.lock("theirs", |spec| spec.store_name = foreign.clone()).await;
+    f.claim("both", "theirs", |spec| spec.locks.push(LockRequest::new("a"))).await;
+    let claim = f.claim_reason("both", types::HELD, reasons::OTHER_CONTROLLER).await;
+    let held = condition::get(&claim.status.as_ref().unwrap().conditions, types::HELD).unwrap();
+    assert!(held.message.contains("another controller serves theirs"), "{}", held.message);
+    f.claim("single", "a", |_| {}).await;
+    f.token_of("single").await;
+    f.delete::<LockClaim>("both").await;
+    f.test.gone::<LockClaim>("both", LIMIT).await;
+    f.stores().delete(&foreign, &DeleteParams::default()).await.expect("deleted");
 }

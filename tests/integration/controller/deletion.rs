@@ -310,3 +310,20 @@ async fn a_lock_of_a_namespace_that_is_allowed_no_more_can_be_deleted() {
     scene.f.delete::<DistributedLock>("a").await;
     scene.lock_is_gone().await;
 }
+
+/// As of a controller that died between the last write of a claim and the one in Redis, or where somebody has taken the
+/// finalizer off.
+#[tokio::test]
+async fn a_lock_that_is_deleted_is_not_kept_by_a_hold_that_no_claim_records() {
+    let mut scene = Scene::new(By::Claim).await;
+    scene.f.token_of("mine").await;
+    scene.f.controller.stop();
+    scene.f.delete::<LockClaim>("mine").await;
+    let unfinalized = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    let claims: Api<LockClaim> = scene.f.test.api();
+    claims.patch("mine", &PatchParams::default(), &unfinalized).await.expect("patched");
+    scene.f.test.gone::<LockClaim>("mine", LIMIT).await;
+    scene.f.delete::<DistributedLock>("a").await;
+    scene.f.controller.restart().await;
+    scene.lock_is_gone().await;
+}

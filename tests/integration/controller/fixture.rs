@@ -192,6 +192,10 @@ impl Site {
     /// The notes of all Events of this reason about an object of the namespace, or about the store, oldest first.
     pub(crate) async fn events(&self, about: &str, reason: &str) -> Vec<String> {
         let namespace = if about == self.store_name() { "default" } else { self.test.name() };
+        self.events_in(namespace, about, reason).await
+    }
+
+    async fn events_in(&self, namespace: &str, about: &str, reason: &str) -> Vec<String> {
         let events = Api::<Event>::namespaced(self.test.client(), namespace)
             .list(&ListParams::default())
             .await
@@ -210,6 +214,20 @@ impl Site {
     pub(crate) async fn event(&self, about: &str, reason: &str) -> String {
         let what = format!("an Event {reason} about {about}");
         wait_for(&what, LIMIT, async || self.events(about, reason).await.pop()).await
+    }
+
+    /// Waits until there is an Event of this reason about the namespace, and returns its note.
+    pub(crate) async fn namespace_event(&self, reason: &str) -> String {
+        let name = self.test.name();
+        let what = format!("an Event {reason} about the namespace {name}");
+        wait_for(&what, LIMIT, async || self.events_in(name, name, reason).await.pop()).await
+    }
+
+    /// How often the controller has written the status of an object of the namespace.
+    pub(crate) fn status_writes(&self, name: &str) -> usize {
+        let writes = self.test.plane().controller_writes();
+        let ours = writes.iter().filter(|entry| entry.namespace == self.test.name() && entry.name == name);
+        ours.filter(|entry| entry.subresource == "status" && entry.code == 200).count()
     }
 
     pub(crate) fn pods(&self) -> PodActor {

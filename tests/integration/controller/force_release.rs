@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::elections::{Stage, among};
 use super::fixture::{Fixture, a_while, claim_condition, holder, request};
+use super::several;
 use crate::policies::{allow, apply_force_release};
 use crate::support::LIMIT;
 
@@ -145,6 +146,58 @@ async fn one_hold_of_several_is_taken_and_an_old_token_takes_none() {
     }
     assert_eq!(f.token_of("two").await, two);
     is_recorded(&f, "a", one).await;
+}
+
+/// All or nothing: a claim isn't left with two of its three locks.
+#[tokio::test]
+async fn a_claim_of_several_locks_loses_all_when_one_is_taken() {
+    let f = Fixture::new().await;
+    guarded(&f).await;
+    for lock in ["a", "b", "c"] {
+        f.ready_lock(lock, |_| {}).await;
+    }
+    several::claim(&f, "all", &["c", "a", "b"]).await;
+    let tokens = several::tokens(&f, "all").await;
+    for lock in ["a", "b", "c"] {
+        f.claim(lock, lock, |_| {}).await;
+        f.has_its_place(lock).await;
+    }
+    force(&f, "b", tokens[2]).await;
+    is_taken(&f, "all").await;
+    for (lock, before) in ["c", "a", "b"].into_iter().zip(&tokens) {
+        assert!(f.token_of(lock).await > *before);
+    }
+    is_done(&f, "b").await;
+    is_recorded(&f, "b", tokens[2]).await;
+    for lock in ["a", "c"] {
+        assert!(f.events(lock, reasons::FORCE_RELEASED).await.is_empty(), "nobody has asked for {lock}");
+    }
+}
+
+/// What a claim has of some of its locks while it waits for another can be taken too: it begins anew.
+#[tokio::test]
+async fn one_that_waits_for_its_second_lock_and_loses_its_first_asks_for_both_again() {
+    let f = Fixture::new().await;
+    guarded(&f).await;
+    for lock in ["a", "b"] {
+        f.ready_lock(lock, |_| {}).await;
+    }
+    f.claim("mine", "b", |_| {}).await;
+    f.token_of("mine").await;
+    several::claim(&f, "both", &["a", "b"]).await;
+    several::waits_at(&f, "both", "b").await;
+    f.claim("next", "a", |_| {}).await;
+    f.has_its_place("next").await;
+    let holds = |lock: &DistributedLock| lock.status.as_ref().is_some_and(|status| !status.holders.is_empty());
+    let status = f.lock_is("a", "names who holds it", holds).await.status.expect("a status");
+    let first = status.holders[0].fencing_token;
+    force(&f, "a", first).await;
+    assert!(f.token_of("next").await > first);
+    is_done(&f, "a").await;
+    several::waits_at(&f, "both", "a").await;
+    f.delete::<LockClaim>("mine").await;
+    f.delete::<LockClaim>("next").await;
+    assert!(several::tokens(&f, "both").await[0] > first);
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ async fn a_lock_that_changes_hands_many_times_is_written_once_a_second() {
     let f = Fixture::new().await;
     f.ready_lock("a", |_| {}).await;
     let (store, key) = (f.workload(), f.key("a"));
-    let before = writes_of(&f, "a");
+    let before = f.status_writes("a");
     let start = Instant::now();
     let mut turns = 0;
     while start.elapsed() < Duration::from_secs(4) {
@@ -64,15 +64,9 @@ async fn a_lock_that_changes_hands_many_times_is_written_once_a_second() {
             turns += 1;
         }
     }
-    let writes = writes_of(&f, "a") - before;
+    let writes = f.status_writes("a") - before;
     assert!(turns > 400, "only {turns} turns");
     assert!((2..=6).contains(&writes), "{writes} writes in 4 s");
-}
-
-fn writes_of(f: &Fixture, lock: &str) -> usize {
-    let writes = f.test.plane().controller_writes();
-    let ours = writes.iter().filter(|entry| entry.namespace == f.test.name() && entry.name == lock);
-    ours.filter(|entry| entry.subresource == "status" && entry.code == 200).count()
 }
 
 #[tokio::test]

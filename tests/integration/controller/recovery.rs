@@ -81,6 +81,30 @@ async fn flushall_takes_no_hold_and_the_next_token_is_higher() {
     assert!(f.token_of("next").await > first);
 }
 
+/// A namespace's credentials may write such keys.
+#[tokio::test]
+async fn keys_that_are_no_record_keep_no_other_lock_from_being_restored() {
+    let mut f = Fixture::new().await;
+    for lock in ["a", "b"] {
+        f.ready_lock(lock, |spec| spec.lease_duration_seconds = 2).await;
+    }
+    f.claim("holder", "a", |_| {}).await;
+    let first = f.token_of("holder").await;
+    f.claim("next", "a", |_| {}).await;
+    f.has_its_place("next").await;
+    f.controller.stop();
+    f.redis.kill();
+    f.redis.restart().await;
+    let record = format!("{0}:{{{0}/a}}:lock", f.test.name());
+    f.redis.send::<()>(&format!("SET {record} none")).await;
+    f.controller.restart().await;
+    f.claim("other", "b", |_| {}).await;
+    f.token_of("other").await;
+    f.redis.send::<i64>(&format!("DEL {record}")).await;
+    f.delete::<LockClaim>("holder").await;
+    assert!(f.token_of("next").await > first, "it is made again once they are gone");
+}
+
 /// The library with a function that sets its clock.
 pub(crate) fn library_with_a_clock_to_set() -> String {
     const NOW: &str = "local function now_ms()\n  local t = redis.call('TIME')\n";

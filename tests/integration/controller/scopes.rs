@@ -1,10 +1,13 @@
 //! A controller that serves some namespaces only, with the rights that the chart gives it then, and no others.
 
+use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
 use leasehold::api::condition::{self, reasons, types};
+use leasehold::api::direct::CONNECTION;
 use leasehold::api::{DistributedLock, DistributedLockSpec, LockClaim};
 
+use super::credentials::{disable, enable, secret_is, works_soon};
 use super::fixture::{Fixture, Site, claim_condition, holder, is_ready, lock_condition, lock_reason, options};
 use crate::support::{Controller, ControllerOptions, LIMIT, RedisServer, Scratch, TestNamespace, wait_for};
 
@@ -39,6 +42,8 @@ fn account(namespace: &str) -> String {
         rules.split_once(to).expect("and its end").0.to_owned()
     };
     let served = between("{{- define \"leasehold.servedRules\" -}}", "{{- end }}");
+    let direct = between("{{- define \"leasehold.directRules\" -}}", "{{- end }}");
+    let served = format!("{served}{direct}");
     let stores = between("\nrules:", "{{- if not .Values.namespaces }}");
     let own = "\n- {apiGroups: [\"\"], resources: [configmaps], verbs: [create, get, patch]}";
     let role = |kind: &str, name: &str, rules: &str| {
@@ -84,6 +89,11 @@ async fn only_the_namespaces_that_are_named_are_served_and_a_role_there_is_enoug
         held.is_some_and(|held| held.status == true.into() && held.message.contains("may not be read"))
     };
     f.claim_is("of-a-pod", "still holds, and says why", says_why).await;
+
+    enable(&f).await;
+    works_soon(&secret_is(&f, "is made", |_| true).await).await;
+    disable(&f).await;
+    f.test.gone::<Secret>(CONNECTION, LIMIT).await;
 
     let other = elsewhere.get("other").await.expect("it is there");
     assert_eq!(other.status.and_then(|status| status.observed_generation), None, "nobody serves it");

@@ -7,18 +7,18 @@ use kube::ResourceExt;
 use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::{DistributedLock, LockClaim, LockRequest};
 
-use super::fixture::{Fixture, Site, a_while, claim_condition};
+use super::fixture::{Fixture, Site, a_while, claim_condition, is_ready};
 use crate::failpoints::witness::never_two;
 use crate::support::{LIMIT, RedisServer};
 
 /// A claim of these locks, as they are written.
-async fn claim(f: &Site, name: &str, locks: &[&str]) -> LockClaim {
+pub(crate) async fn claim(f: &Site, name: &str, locks: &[&str]) -> LockClaim {
     let requests = locks.iter().map(|lock| LockRequest::new(*lock)).collect();
     f.claim(name, locks[0], |spec| spec.locks = requests).await
 }
 
 /// The tokens with which it holds, in the order in which it names them.
-async fn tokens(f: &Site, name: &str) -> Vec<i64> {
+pub(crate) async fn tokens(f: &Site, name: &str) -> Vec<i64> {
     let held = f.claim_is(name, "holds", |claim| claim_condition(claim, types::HELD)).await;
     let status = held.status.clone().expect("a status");
     let names: Vec<_> = status.locks.iter().map(|lock| lock.name.clone()).collect();
@@ -44,8 +44,12 @@ async fn is_free(f: &Site, lock: &str) {
 }
 
 async fn locks(f: &Site, names: &[&str]) {
+    locks_for(f, names, 2).await;
+}
+
+async fn locks_for(f: &Site, names: &[&str], lease: i32) {
     for name in names {
-        f.ready_lock(name, |spec| spec.lease_duration_seconds = 2).await;
+        f.ready_lock(name, |spec| spec.lease_duration_seconds = lease).await;
     }
 }
 
@@ -69,6 +73,27 @@ async fn all_are_held_with_a_token_each_and_released_together() {
     f.delete::<LockClaim>("all").await;
     for (at, lock) in ["c", "a", "b"].into_iter().enumerate() {
         assert!(f.token_of(lock).await > first[at]);
+    }
+}
+
+#[tokio::test]
+async fn eight_are_held_at_once_and_all_of_them_freed() {
+    let f = Fixture::new().await;
+    let mut eight = ["h", "c", "a", "f", "b", "g", "e", "d"];
+    locks(&f, &eight).await;
+    claim(&f, "all", &eight).await;
+    let first = tokens(&f, "all").await;
+    assert_eq!(first.len(), 8);
+    f.delete::<LockClaim>("all").await;
+    eight.reverse();
+    claim(&f, "again", &eight).await;
+    let second = tokens(&f, "again").await;
+    assert!(first.iter().rev().zip(&second).all(|(first, second)| second > first), "{second:?} after {first:?}");
+    f.delete::<LockClaim>("again").await;
+    f.test.gone::<LockClaim>("again", LIMIT).await;
+    for lock in eight {
+        let record = f.workload().inspect(&f.key(lock)).await.expect("Redis answers").expect("a record");
+        assert!(record.holds.is_empty() && record.waiters.is_empty(), "{lock}: {record:?}");
     }
 }
 
@@ -208,6 +233,78 @@ async fn all_are_put_back_when_redis_and_the_controller_are_lost() {
     f.delete::<LockClaim>("both").await;
     let after = tokens(&f, "next").await;
     assert!(after[0] > before[1] && after[1] > before[0], "{after:?} after {before:?}");
+}
+
+/// One waits for its second lock, and one that came later for that alone.
+async fn keeps_its_place_at_the_second(lease: i32, lose: impl AsyncFn(&mut Fixture)) {
+    let mut f = Fixture::over(RedisServer::start().await).await;
+    locks_for(&f, &["a", "b"], lease).await;
+    f.claim("mine", "b", |_| {}).await;
+    f.token_of("mine").await;
+    claim(&f, "both", &["a", "b"]).await;
+    waits_at(&f, "both", "b").await;
+    // Creation times are whole seconds.
+    a_while().await;
+    for (name, lock) in [("later", "b"), ("other", "a")] {
+        f.claim(name, lock, |_| {}).await;
+        f.has_its_place(name).await;
+    }
+    lose(&mut f).await;
+    f.store_is("is Ready", is_ready).await;
+    a_while().await;
+    f.delete::<LockClaim>("mine").await;
+    let both = tokens(&f, "both").await;
+    let held = f.claim_is("both", "holds", |claim| claim_condition(claim, types::HELD)).await;
+    assert_eq!(held.status.and_then(|status| status.attempt), Some(1));
+    for name in ["later", "other"] {
+        f.claim_reason(name, types::HELD, reasons::WAITING).await;
+    }
+    f.delete::<LockClaim>("both").await;
+    assert!(f.token_of("other").await > both[0]);
+    assert!(f.token_of("later").await > both[1]);
+}
+
+#[tokio::test]
+async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_and_the_controller_are_lost() {
+    keeps_its_place_at_the_second(2, async |f| {
+        f.controller.kill();
+        f.redis.kill();
+        f.redis.restart().await;
+        f.controller.restart().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_is_lost() {
+    keeps_its_place_at_the_second(2, async |f| {
+        f.redis.kill();
+        f.store_is("is not Ready", |store| !is_ready(store)).await;
+        f.redis.restart().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_is_emptied() {
+    keeps_its_place_at_the_second(2, async |f| {
+        let epoch = f.store_is("is Ready", is_ready).await.status.and_then(|status| status.epoch);
+        f.redis.send::<()>("FLUSHALL").await;
+        f.store_is("has another epoch", |store| store.status.as_ref().is_some_and(|s| s.epoch > epoch)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_its_second_lock_keeps_its_place_while_redis_does_not_answer() {
+    // What nobody was told of time may take.
+    keeps_its_place_at_the_second(30, async |f| {
+        f.redis.process().pause();
+        f.store_is("is not Ready", |store| !is_ready(store)).await;
+        a_while().await;
+        f.redis.process().resume();
+    })
+    .await;
 }
 
 /// The same numbers in each run.

@@ -8,7 +8,7 @@ use leasehold::api::{FINALIZER, LockClaim, LockStore, NamespacesFrom, SecretRef,
 use serde_json::json;
 
 use super::fixture::{Fixture, is_ready, lock_condition, lock_reason, not_ready, options, ready};
-use crate::support::{Controller, RedisServer, Scratch, free_port};
+use crate::support::{Certificates, Controller, RedisServer};
 
 #[tokio::test]
 async fn a_redis_that_is_down_at_the_start_is_waited_for() {
@@ -168,36 +168,20 @@ async fn the_default_store_is_made_once_and_never_overwritten() {
     assert_eq!(store.spec.standalone.map(|standalone| standalone.address), Some(f.redis.address()));
 }
 
-/// An authority and two certificates of it, made for one test.
-fn certificates(scratch: &Scratch) {
-    let script = r#"
-openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.crt
-for who in server client; do
-  openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
-  printf 'subjectAltName=DNS:localhost' > san
-  openssl x509 -req -days 2 -in $who.csr -CA ca.crt -CAkey ca.key -CAcreateserial -extfile san -out $who.crt
-done"#;
-    let made = std::process::Command::new("sh").args(["-ec", script]).current_dir(scratch.path()).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-}
-
-async fn tls_secret(f: &Fixture, scratch: &Scratch, name: &str, files: &[(&str, &str)]) {
-    let read = |file: &str| std::fs::read_to_string(scratch.path().join(file)).unwrap();
-    let data: serde_json::Map<_, _> = files.iter().map(|(key, file)| ((*key).to_owned(), read(file).into())).collect();
+pub(super) async fn tls_secret(f: &Fixture, certificates: &Certificates, name: &str, files: &[(&str, &str)]) {
+    let one = |(key, file): &(&str, &str)| ((*key).to_owned(), certificates.read(file).into());
+    let data: serde_json::Map<_, _> = files.iter().map(one).collect();
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
     f.test.api::<Secret>().patch(name, &PatchParams::apply("test"), &Patch::Apply(secret)).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_store_is_reached_by_tls_with_a_certificate_of_its_own_in_another_database() {
-    let scratch = Scratch::new("certificates");
-    certificates(&scratch);
-    let file = |name: &str| scratch.path().join(name).display().to_string();
-    let (port, ca, crt, key) = (free_port().to_string(), file("ca.crt"), file("server.crt"), file("server.key"));
-    let tls = ["--tls-port", &port, "--tls-ca-cert-file", &ca, "--tls-cert-file", &crt, "--tls-key-file", &key];
-    let f = Fixture::over(RedisServer::with(&tls).await).await;
-    tls_secret(&f, &scratch, "ca", &[("ca.crt", "ca.crt")]).await;
-    tls_secret(&f, &scratch, "client", &[("tls.crt", "client.crt"), ("tls.key", "client.key")]).await;
+    let certificates = Certificates::new();
+    let (redis, port) = certificates.server(&[]).await;
+    let f = Fixture::over(redis).await;
+    tls_secret(&f, &certificates, "ca", &[("ca.crt", "ca.crt")]).await;
+    tls_secret(&f, &certificates, "client", &[("tls.crt", "client.crt"), ("tls.key", "client.key")]).await;
     let name = format!("{}-tls", f.test.name());
     let address = format!("localhost:{port}");
     let mut store = super::fixture::store(&name, &address, &format!("test/{}", f.test.name()));

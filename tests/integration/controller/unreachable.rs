@@ -238,6 +238,20 @@ async fn under_release_nobody_is_chosen_on_a_node_that_is_lost_too() {
     assert_eq!(stage.leader(token).await.0, "b");
 }
 
+/// Kubernetes writes that it has failed, and deletes it: nobody has seen that on the node.
+#[tokio::test]
+async fn a_pod_that_is_collected_since_its_node_is_gone_holds_on() {
+    let held = Held::new(NodeUnreachablePolicy::Keep).await;
+    let f = &held.f;
+    f.pods().delete_node(f.test.name()).await;
+    held.is_unreachable(true).await;
+    let disrupted = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC"});
+    f.pods().report("worker", json!({"phase": "Failed", "conditions": [disrupted]})).await;
+    f.pods().delete_by_force(&held.pod).await;
+    a_while().await;
+    held.still_holds().await;
+}
+
 #[tokio::test]
 async fn a_leader_that_is_gone_is_followed_once_its_node_is_out_of_service() {
     let mut stage = Stage::apart().await;

@@ -7,11 +7,17 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use super::page::{Block, Page, repository};
+use crate::plugin::terminal::link as link_plugin;
 use crate::support::{Controller, ControllerOptions, LIMIT, RedisServer, Scratch, TestNamespace, wait_for};
 
 /// What a block may need that isn't here, and what it must have in it then.
-const NEEDS: [(&str, &str); 4] =
-    [("helm", "helm "), ("pods", "-n leasehold-system "), ("files", "file"), ("redis", "redis2.example")];
+const NEEDS: [(&str, &str); 5] = [
+    ("helm", "helm "),
+    ("pods", "-n leasehold-system "),
+    ("files", "file"),
+    ("redis", "redis2.example"),
+    ("agent", "localhost:4040"),
+];
 /// Seconds that a command may take.
 const SECONDS: &str = "60";
 const PASSWORD: &str = "secret";
@@ -26,9 +32,14 @@ kubectl apply -f - <<'END'
 ---
 {apiVersion: leasehold.dev/v1alpha1, kind: DistributedLock, metadata: {name: nightly-report}}
 ---
+{apiVersion: leasehold.dev/v1alpha1, kind: DistributedLock, metadata: {name: db-migrate}}
+---
+{apiVersion: leasehold.dev/v1alpha1, kind: DistributedLock, metadata: {name: ledger}}
+---
 {apiVersion: leasehold.dev/v1alpha1, kind: LockClaim, metadata: {name: migrate}, spec: {locks: [{name: nightly-report}]}}
 END
 kubectl wait --for=condition=Held lclaim/migrate --timeout=30s
+kubectl wait --for=condition=Ready dlock --all --timeout=30s
 "#;
 
 fn needs(block: &Block) -> Option<&str> {
@@ -51,13 +62,14 @@ fn commands(text: &str) -> Vec<String> {
     commands
 }
 
-/// Where commands run: with our kubectl, in the namespace `shop`, in the repository.
+/// Where commands run: with our kubectl, `leasehold` and its Redis, in the namespace `shop`, in the repository.
 struct Terminal {
     folder: Scratch,
+    redis: String,
 }
 
 impl Terminal {
-    fn new(test: &TestNamespace) -> Self {
+    fn new(test: &TestNamespace, redis: &RedisServer) -> Self {
         let folder = Scratch::new("terminal");
         let config = std::fs::read_to_string(test.plane().kubeconfig("admin")).expect("a kubeconfig");
         let in_shop = config.replace(r#""user": "test"}}]"#, r#""user": "test", "namespace": "shop"}}]"#);
@@ -65,10 +77,14 @@ impl Terminal {
         let config = folder.write("kubeconfig", &in_shop).display().to_string();
         let cache = folder.path().join("cache").display().to_string();
         let kubectl = test.plane().kubectl_command();
-        let script = format!("#!/bin/sh\nexec {kubectl} --kubeconfig={config} --cache-dir={cache} \"$@\"\n");
+        // In the environment: nothing may stand between kubectl and the name of its plugin.
+        let script = format!("#!/bin/sh\nKUBECONFIG={config} KUBECACHEDIR={cache} exec {kubectl} \"$@\"\n");
         let file = folder.write("kubectl", &script);
+        link_plugin(&folder);
         assert!(Command::new("chmod").arg("+x").arg(file).status().expect("chmod runs").success());
-        Self { folder }
+        let leasehold = folder.path().join("leasehold");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_leasehold"), leasehold).expect("a link");
+        Self { folder, redis: redis.address() }
     }
 
     /// What a command has printed, if it ends well.
@@ -77,6 +93,7 @@ impl Terminal {
         let mut bash = Command::new("timeout");
         bash.args([SECONDS, "bash", "-euo", "pipefail", "-c", command]).current_dir(repository());
         bash.env("PATH", format!("{}:{path}", self.folder.path().display()));
+        bash.env("LEASEHOLD_REDIS_URL", format!("redis://{}", self.redis)).env("LEASEHOLD_NAMESPACE", "shop");
         let output = bash.output().expect("timeout (of coreutils) runs");
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         if output.status.success() { Ok(text.into()) } else { Err(format!("{}: {text}", output.status)) }
@@ -97,15 +114,18 @@ fn console(page: &Page) -> impl Iterator<Item = Block> + use<> {
 /// Gives Redis the user of the documentation.
 async fn add_user(redis: &RedisServer) {
     let blocks = Page::read("docs/install.md").blocks();
-    let line = blocks.iter().find(|block| block.text.starts_with("ACL SETUSER ")).expect("the user's rights");
-    redis.send::<()>(&line.text.replace("PASSWORD", PASSWORD)).await;
+    let lines: Vec<_> = blocks.iter().filter(|block| block.text.starts_with("ACL SETUSER ")).collect();
+    assert_eq!(lines.len(), 2, "the user's rights");
+    for line in lines {
+        redis.send::<()>(&line.text.replace("PASSWORD", PASSWORD)).await;
+    }
 }
 
 #[tokio::test]
 async fn commands_work() {
     let (test, redis) = (TestNamespace::alone().await, RedisServer::start().await);
     add_user(&redis).await;
-    let terminal = Terminal::new(&test);
+    let terminal = Terminal::new(&test, &redis);
     let secret = format!("--from-literal=username=leasehold --from-literal=password={PASSWORD}");
     let begin = format!(
         "kubectl create namespace leasehold-system; kubectl -n leasehold-system create secret generic docs {secret}"
@@ -122,7 +142,8 @@ async fn commands_work() {
         if page.path.ends_with("uninstall.md") {
             controller.stop();
         } else {
-            terminal.run(SETUP).unwrap_or_else(|error| panic!("before {}: {error}", page.path.display()));
+            let ready = terminal.run(SETUP);
+            ready.unwrap_or_else(|error| panic!("before {}: {error}\n{}", page.path.display(), wrong.join("\n")));
         }
         for block in console(&page).filter(|block| needs(block).is_none()) {
             for command in commands(&block.text) {

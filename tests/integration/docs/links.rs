@@ -63,11 +63,13 @@ fn no_two_headings_of_a_page_have_one_anchor() {
 }
 
 #[test]
-fn the_index_names_every_page() {
-    let index = Page::read("docs/README.md").links();
+fn the_index_of_its_folder_names_every_page() {
     for page in Page::all().iter().filter(|page| page.path.starts_with("docs") && !page.path.ends_with("README.md")) {
         let name = page.path.file_name().expect("a name").to_string_lossy().into_owned();
-        assert!(index.contains(&name), "docs/README.md doesn't name {name}");
+        let index = Page::read(page.path.with_file_name("README.md"));
+        assert!(index.links().contains(&name), "{} doesn't name {name}", index.path.display());
     }
-    assert!(Page::read("README.md").links().contains(&"docs/README.md".to_owned()));
+    for (page, index) in [("README.md", "docs/README.md"), ("docs/README.md", "uses/README.md")] {
+        assert!(Page::read(page).links().contains(&index.to_owned()), "{page} doesn't lead to {index}");
+    }
 }

@@ -1,7 +1,10 @@
-//! Every manifest of our kinds in the documentation is accepted by the API server.
+//! Every manifest of our kinds and of Kubernetes' workloads in the documentation is accepted by the API server.
 
 use super::page::Page;
 use crate::support::{Scratch, TestNamespace};
+
+const KINDS: [&str; 4] =
+    ["apiVersion: leasehold.dev/", "apiVersion: v1\n", "apiVersion: apps/v1\n", "apiVersion: batch/v1\n"];
 
 /// What the API server would say, with every field known.
 async fn dry_run(test: &TestNamespace, manifest: &str) -> Result<String, String> {
@@ -16,7 +19,8 @@ async fn manifests_are_accepted() {
     let (mut wrong, mut count) = (Vec::new(), 0);
     for page in Page::all() {
         for block in page.blocks().into_iter().filter(|block| block.language == "yaml") {
-            for manifest in block.text.split("---\n").filter(|text| text.contains("apiVersion: leasehold.dev/")) {
+            let manifests = block.text.split("---\n").filter(|text| KINDS.iter().any(|kind| text.contains(kind)));
+            for manifest in manifests {
                 // No other test has such a namespace.
                 let here = manifest.replace("namespace: shop", &format!("namespace: {}", test.name()));
                 count += 1;

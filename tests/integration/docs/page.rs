@@ -35,8 +35,12 @@ impl Page {
 
     /// All pages that are for users.
     pub(super) fn all() -> Vec<Self> {
-        let docs = std::fs::read_dir(repository().join("docs")).expect("docs/").flatten();
-        let docs = docs.map(|entry| Path::new("docs").join(entry.file_name()));
+        let files = |folder: &'static str| {
+            let entries =
+                std::fs::read_dir(repository().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+            entries.flatten().map(move |entry| Path::new(folder).join(entry.file_name()))
+        };
+        let docs = ["docs", "docs/uses"].into_iter().flat_map(files);
         let mut paths: Vec<PathBuf> = docs.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
         paths.sort();
         paths.insert(0, "README.md".into());

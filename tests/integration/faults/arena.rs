@@ -18,10 +18,12 @@ use crate::support::{PodActor, TestNamespace};
 pub(super) const MUTEX: &str = "mutex";
 /// A semaphore.
 pub(super) const SEMAPHORE: &str = "semaphore";
+/// Another mutex, that claims of several locks take first.
+pub(super) const ANOTHER: &str = "another";
 /// A lock that is elected.
 pub(super) const ELECTED: &str = "elected";
-/// All of them.
-pub(super) const LOCKS: [&str; 3] = [MUTEX, SEMAPHORE, ELECTED];
+/// Those that every run has.
+pub(super) const LOCKS: [&str; 4] = [MUTEX, SEMAPHORE, ANOTHER, ELECTED];
 
 /// Shared by all holders of one run.
 pub(super) struct Arena {
@@ -29,6 +31,8 @@ pub(super) struct Arena {
     pub(super) recorder: Recorder,
     pub(super) endpoint: Endpoint,
     pub(super) seen: Seen,
+    /// All locks of the run.
+    pub(super) locks: Vec<&'static str>,
     /// The claims that somebody stands behind, by who that is.
     claims: Mutex<HashMap<String, String>>,
     counters: HashMap<&'static str, Counters>,
@@ -37,10 +41,12 @@ pub(super) struct Arena {
 
 impl Arena {
     pub(super) fn new(test: TestNamespace, endpoint: Endpoint, recorder: Recorder, watches: &Watches) -> Self {
+        let locks = watches.locks.clone();
         // Tokens order exclusive holds only: a semaphore protects no counter.
-        let counters = [MUTEX, ELECTED].map(|lock| (lock, Counters::of(lock, &recorder))).into();
+        let exclusive = locks.iter().filter(|lock| **lock != SEMAPHORE);
+        let counters = exclusive.map(|lock| (*lock, Counters::of(lock, &recorder))).collect();
         let (seen, stop) = (watches.seen(), watch::channel(false).0);
-        Self { test, recorder, endpoint, seen, claims: Mutex::default(), counters, stop }
+        Self { test, recorder, endpoint, seen, locks, claims: Mutex::default(), counters, stop }
     }
 
     pub(super) fn key(&self, lock: &str) -> LockKey {

@@ -38,18 +38,25 @@ const NOBODY_IS_PROMOTED: Patches = &[
 /// Who came last is served first.
 const LAST_COME_FIRST_SERVED: Patches = &[("w.priority, w.seq) .. id", "w.priority, 1e16 - w.seq) .. id")];
 /// What etcd remembers isn't put back.
-const NOTHING_IS_PUT_BACK: Patches = &[("  put_back(l, args, 12, now, gate)\n", "")];
+const NOTHING_IS_PUT_BACK: Patches = &[("  put_back(l, args, 12, after - 1, now, gate)\n", "")];
 
 fn library(patches: Patches) -> String {
     patches.iter().fold(LIBRARY_SOURCE.to_owned(), |source, (piece, by)| patched(&source, piece, by))
 }
 
-/// Who contends while it is broken. Where nobody is promoted, many waiters would hide it by asking.
+/// Who contends while it is broken. Where nobody is promoted, many waiters would hide it by asking, as would holders that
+/// come back at once; one that waits asks again in less than a second anyhow, so that it takes many releases to see it.
 fn load(invariant: Invariant) -> Load {
     let load = Load::default();
     match invariant {
         Invariant::I3 => Load { habits: Habits { pauses: 2, ..load.habits }, ..load },
-        Invariant::I5 => Load { direct: 2, habits: Habits { rests: 700..900, ..load.habits }, claims: vec![], ..load },
+        Invariant::I5 => Load {
+            direct: 2,
+            habits: Habits { holds: 100..200, rests: 150..250, ..load.habits },
+            claims: vec![],
+            several: vec![],
+            ..load
+        },
         Invariant::I7 => Load { long: 6000..8000, ..load },
         Invariant::I1 | Invariant::I2 | Invariant::I4 | Invariant::I6 => load,
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use leasehold::api::{HolderKind, HolderRef, LockClaim, LockClaimSpec};
+use leasehold::api::{HolderKind, HolderRef, LockClaim, LockClaimSpec, LockMode, LockRequest};
 use serde_json::json;
 
 use super::arena::Arena;
@@ -32,25 +32,63 @@ pub(super) enum For {
     VanishingPod,
 }
 
-/// One claim after the other, for one lock.
+/// Which locks a claim asks for, in any order.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wanted {
+    /// All of these.
+    All(&'static [&'static str]),
+    /// One to so many of these, chosen each time.
+    Some(&'static [&'static str], u64),
+}
+
+impl Wanted {
+    fn choose(self, dice: &mut Dice) -> Vec<&'static str> {
+        let (mut from, count) = match self {
+            Self::All(locks) => (locks.to_vec(), locks.len()),
+            Self::Some(locks, most) => (locks.to_vec(), usize::try_from(dice.among(1..most + 1)).expect("a few")),
+        };
+        let mut one = || from.remove(usize::try_from(dice.among(0..from.len() as u64)).expect("a few"));
+        (0..count).map(|_| one()).collect()
+    }
+}
+
+/// One claim after the other.
 pub(super) struct Claimant {
     arena: Arc<Arena>,
-    lock: &'static str,
+    wanted: Wanted,
+    /// Those of its last claim.
+    locks: Vec<&'static str>,
     name: String,
     whom: For,
+    /// `None`: one permit of each.
+    mode: Option<LockMode>,
     /// For how long, in milliseconds.
     holds: Range<u64>,
     dice: Dice,
 }
 
 impl Claimant {
-    pub(super) fn new(arena: &Arc<Arena>, lock: &'static str, name: &str, whom: For, dice: Dice) -> Self {
-        Self { arena: arena.clone(), lock, name: name.to_owned(), whom, holds: 20..250, dice }
+    pub(super) fn new(arena: &Arc<Arena>, wanted: Wanted, name: &str, whom: For, dice: Dice) -> Self {
+        let (arena, name, locks) = (arena.clone(), name.to_owned(), Vec::new());
+        Self { arena, wanted, locks, name, whom, mode: None, holds: 20..250, dice }
     }
 
     /// One that holds for so long.
     pub(super) fn for_long(self, holds: Range<u64>) -> Self {
         Self { holds, ..self }
+    }
+
+    /// One that holds in this mode.
+    pub(super) fn in_mode(self, mode: LockMode) -> Self {
+        Self { mode: Some(mode), ..self }
+    }
+
+    fn share(&self) -> Share {
+        match self.mode {
+            Some(LockMode::Shared) => Share::Shared,
+            Some(LockMode::Exclusive) => Share::Exclusive,
+            Some(LockMode::Unknown) | None => Share::Permits(1),
+        }
     }
 
     /// Claims and holds, again and again.
@@ -65,11 +103,14 @@ impl Claimant {
 
     async fn claim(&mut self, name: &str) {
         self.arena.stand_behind(&self.name, name);
+        self.locks = self.wanted.choose(&mut self.dice);
         let pod = match self.whom {
             For::Itself => None,
             For::Pod | For::RestartingPod | For::VanishingPod => Some(self.start_pod(name).await),
         };
-        let mut spec = LockClaimSpec::for_lock(self.lock);
+        let request = |lock: &&str| LockRequest { mode: self.mode, ..LockRequest::new(*lock) };
+        let locks = self.locks.iter().map(request).collect();
+        let mut spec = LockClaimSpec { locks, ..LockClaimSpec::default() };
         spec.holder_ref = pod.as_ref().map(|pod| HolderRef {
             api_group: String::new(),
             kind: HolderKind::Pod,
@@ -88,15 +129,23 @@ impl Claimant {
                 }
                 self.hold(name, &told, pod.as_ref()).await;
             }
-            None => drop(self.arena.note(Event::GaveUp { lock: self.lock.to_owned(), id: first })),
+            None => self.note_each(|lock| Event::GaveUp { lock, id: first.clone() }),
         }
         self.clean_up(name, pod).await;
     }
 
     fn note_asks(&self, asked: i64, id: &str, name: &str) {
-        let (lock, name) = (self.lock.to_owned(), format!("claim/{name}"));
-        let asks = Event::Asks { lock, id: id.to_owned(), kind: Kind::Delegated, name, priority: 0 };
-        self.arena.recorder.note_since(asked, asks);
+        for lock in &self.locks {
+            let (lock, id, name) = ((*lock).to_owned(), id.to_owned(), format!("claim/{name}"));
+            let asks = Event::Asks { lock, id, kind: Kind::Delegated, name, priority: 0 };
+            self.arena.recorder.note_since(asked, asks);
+        }
+    }
+
+    fn note_each(&self, event: impl Fn(String) -> Event) {
+        for lock in &self.locks {
+            self.arena.note(event((*lock).to_owned()));
+        }
     }
 
     async fn start_pod(&self, name: &str) -> Pod {
@@ -140,12 +189,14 @@ impl Claimant {
     }
 
     async fn hold(&mut self, name: &str, told: &Claim, pod: Option<&Pod>) {
-        let (lock, id, token) = (self.lock.to_owned(), told.id.clone(), told.token.unwrap_or_default());
-        let (kind, share) = (Kind::Delegated, Share::Permits(1));
-        self.arena.note(Event::Holds { lock, id, kind, token, share, until: None, lease_end: None });
+        let (kind, share) = (Kind::Delegated, self.share());
+        self.note_each(|lock| {
+            let (id, token) = (told.id.clone(), told.tokens.get(&lock).copied().unwrap_or_default());
+            Event::Holds { lock, id, kind, token, share, until: None, lease_end: None }
+        });
         let ends = tokio::time::Instant::now() + self.dice.millis(self.holds.clone());
         while tokio::time::Instant::now() < ends {
-            self.work(&told.id, token).await;
+            self.work(told).await;
         }
         match (self.whom, pod) {
             (For::Itself, _) | (_, None) => self.stops(&told.id, Why::Released),
@@ -161,17 +212,19 @@ impl Claimant {
         }
     }
 
-    async fn work(&mut self, id: &str, token: i64) {
-        let busy = self.dice.millis(1..5);
-        match self.arena.counters(self.lock) {
-            Some(counters) => counters.update(id, token, busy).await,
-            None => tokio::time::sleep(busy).await,
+    async fn work(&mut self, told: &Claim) {
+        for lock in &self.locks {
+            let busy = self.dice.millis(1..5);
+            match (self.arena.counters(lock), told.tokens.get(*lock)) {
+                (Some(counters), Some(token)) => counters.update(&told.id, *token, busy).await,
+                _ => tokio::time::sleep(busy).await,
+            }
         }
         tokio::time::sleep(self.dice.millis(5..20)).await;
     }
 
     fn stops(&self, id: &str, why: Why) {
-        self.arena.note(Event::Stopped { lock: self.lock.to_owned(), id: id.to_owned(), why });
+        self.note_each(|lock| Event::Stopped { lock, id: id.to_owned(), why });
     }
 
     async fn end(&self, name: &str, told: &Claim) {
@@ -181,13 +234,13 @@ impl Claimant {
 
     /// Its container restarts in place, and it works on.
     async fn restart(&mut self, name: &str, told: &Claim) {
-        let (pods, token) = (self.arena.pods(), told.token.unwrap_or_default());
+        let pods = self.arena.pods();
         pods.report(name, containers_terminated(1)).await;
-        self.work(&told.id, token).await;
+        self.work(told).await;
         pods.report(name, serving(2, true)).await;
         let works = tokio::time::Instant::now() + Duration::from_millis(500);
         while tokio::time::Instant::now() < works {
-            self.work(&told.id, token).await;
+            self.work(told).await;
         }
     }
 
@@ -196,7 +249,7 @@ impl Claimant {
         self.arena.pods().delete_by_force(pod).await;
         let stops = tokio::time::Instant::now() + Duration::from_secs(20);
         while tokio::time::Instant::now() < stops && !self.arena.is_over() {
-            self.work(&told.id, told.token.unwrap_or_default()).await;
+            self.work(told).await;
         }
         self.stops(&told.id, Why::PodVanished);
     }

@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use leasehold::api::LockMode;
 use tokio::task::JoinSet;
 
-use super::arena::{MUTEX, SEMAPHORE};
-use super::claims::{Claimant, For};
+use super::arena::{ANOTHER, MUTEX, SEMAPHORE};
+use super::claims::{Claimant, For, Wanted};
 use super::dice::Dice;
 use super::direct::{Direct, Habits};
 use super::elections::Electorate;
@@ -27,6 +28,10 @@ pub(super) struct Load {
     pub(super) habits: Habits,
     /// Claims for the mutex.
     pub(super) claims: Vec<For>,
+    /// Claims for several locks.
+    pub(super) several: Vec<(Wanted, For)>,
+    /// Claims for the semaphore in these modes.
+    pub(super) modes: Vec<LockMode>,
     /// Whether pods are elected.
     pub(super) elections: bool,
     /// How long the claim for the semaphore holds, in milliseconds: most of the time, also when something breaks.
@@ -39,9 +44,22 @@ impl Default for Load {
             direct: 3,
             habits: Habits::default(),
             claims: vec![For::Itself, For::Itself, For::Pod],
+            several: vec![
+                (Wanted::All(&[MUTEX, ANOTHER]), For::Itself),
+                (Wanted::All(&[ANOTHER, SEMAPHORE, MUTEX]), For::Pod),
+            ],
+            modes: vec![],
             elections: true,
             long: 1000..3000,
         }
+    }
+}
+
+impl Load {
+    /// With readers and a writer of the semaphore: nobody holds that for long, or the writer would keep all others waiting.
+    pub(super) fn with_modes() -> Self {
+        let modes = vec![LockMode::Shared, LockMode::Shared, LockMode::Exclusive];
+        Self { modes, long: 200..600, ..Self::default() }
     }
 }
 
@@ -114,9 +132,25 @@ pub(super) async fn contend(
     }
     for (number, whom) in load.claims.iter().enumerate() {
         let name = format!("claim-{number}");
-        holders.spawn(Claimant::new(&arena, MUTEX, &name, *whom, dice.split()).run());
+        holders.spawn(Claimant::new(&arena, Wanted::All(&[MUTEX]), &name, *whom, dice.split()).run());
     }
-    let long = Claimant::new(&arena, SEMAPHORE, LONG, For::Itself, dice.split()).for_long(load.long.clone());
+    for (number, (wanted, whom)) in load.several.iter().enumerate() {
+        let name = format!("several-{number}");
+        holders.spawn(Claimant::new(&arena, *wanted, &name, *whom, dice.split()).run());
+    }
+    for (number, mode) in load.modes.iter().enumerate() {
+        let claimant = Claimant::new(
+            &arena,
+            Wanted::All(&[SEMAPHORE]),
+            &format!("{mode:?}-{number}").to_lowercase(),
+            For::Itself,
+            dice.split(),
+        );
+        holders.spawn(claimant.in_mode(*mode).run());
+    }
+    holders.spawn(Direct::new(&arena, ANOTHER, dice.split(), load.habits.clone()).run());
+    let long =
+        Claimant::new(&arena, Wanted::All(&[SEMAPHORE]), LONG, For::Itself, dice.split()).for_long(load.long.clone());
     holders.spawn(long.run());
     if load.elections {
         holders.spawn(Electorate::new(&arena, dice.split()).run());

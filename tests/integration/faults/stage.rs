@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold::api::{DistributedLock, ElectionSpec, LabelSelector};
 use leasehold::store::{Endpoint, Store};
 
-use super::arena::{Arena, ELECTED, MUTEX, SEMAPHORE};
+use super::arena::{ANOTHER, Arena, ELECTED, LOCKS, MUTEX, SEMAPHORE};
 use super::elections::APP;
 use super::watches::Watches;
 use crate::controller::fixture::{Fixture, options, ready};
@@ -28,6 +28,8 @@ pub(super) struct Set {
     pub(super) library: Option<String>,
     /// A control plane of its own, that may be broken.
     pub(super) alone: bool,
+    /// Mutexes besides those that every run has.
+    pub(super) locks: Vec<&'static str>,
     /// The controllers reach the API server through proxies.
     pub(super) api_proxy: bool,
 }
@@ -96,18 +98,23 @@ impl Stage {
         let other = Controller::start(second).await;
         f.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
         let (recorder, endpoint) = (Recorder::default(), Endpoint::plain("127.0.0.1", proxy.port()));
-        let watches = Watches::start(&test, Store::connect(&endpoint, test.name()).expect("a store"), &recorder);
+        let locks = [LOCKS.to_vec(), set.locks.clone()].concat();
+        let watches = Watches::start(&test, Store::connect(&endpoint, test.name()).expect("a store"), &recorder, locks);
         let arena = Arc::new(Arena::new(test, endpoint, recorder.clone(), &watches));
         let stage = Self { f, other, proxy, api, recorder, arena, watches };
-        stage.declare().await;
+        stage.declare(&set.locks).await;
         stage
     }
 
-    async fn declare(&self) {
+    async fn declare(&self, others: &[&str]) {
         self.f.pods().node(self.f.test.name(), true).await;
         self.declare_lock(MUTEX, 1, false).await;
         self.declare_lock(SEMAPHORE, PERMITS, false).await;
+        self.declare_lock(ANOTHER, 1, false).await;
         self.declare_lock(ELECTED, 1, true).await;
+        for lock in others {
+            self.declare_lock(lock, 1, false).await;
+        }
     }
 
     /// A lock; it can be held when this returns.
@@ -176,7 +183,7 @@ impl Stage {
         self.leading().await;
         self.f.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
         let store = self.arena.store();
-        for lock in super::arena::LOCKS {
+        for lock in &self.arena.locks {
             let key = self.arena.key(lock);
             let grants = async || {
                 let record = store.inspect(&key).await.ok().flatten()?;

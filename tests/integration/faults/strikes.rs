@@ -104,7 +104,9 @@ impl Fault {
             Self::PodDeletedByForce => Load { claims: vec![For::Itself, For::VanishingPod], ..load },
             // Pods that etcd forgets, and others that it has again, are a matter of their kubelets.
             Self::EtcdPutBack => {
-                Load { claims: vec![For::Itself, For::Itself], elections: false, long: 12_000..15_000, ..load }
+                let several = load.several.iter().map(|(wanted, _)| (*wanted, For::Itself)).collect();
+                let claims = vec![For::Itself, For::Itself];
+                Load { claims, several, elections: false, long: 12_000..15_000, ..load }
             }
             _ => load,
         }

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::arena::{ELECTED, LOCKS};
+use super::arena::ELECTED;
 use crate::support::TestNamespace;
 use crate::support::history::{
     Event, Micros, Recorder, Remembered, Shown, Stage, Version, boottime, from_wall_clock, public_id,
@@ -34,7 +34,8 @@ const POLL: Duration = Duration::from_millis(150);
 pub(super) struct Claim {
     pub(super) stage: Stage,
     pub(super) id: String,
-    pub(super) token: Option<i64>,
+    /// By lock.
+    pub(super) tokens: HashMap<String, i64>,
 }
 
 /// A pod that leads.
@@ -59,24 +60,26 @@ pub(super) struct Watches {
     test: TestNamespace,
     store: Store,
     recorder: Recorder,
+    /// Those whose records are read.
+    pub(super) locks: Vec<&'static str>,
     claims: watch::Sender<HashMap<String, Claim>>,
     leaders: watch::Sender<HashMap<String, Leader>>,
     tasks: JoinSet<()>,
 }
 
 impl Watches {
-    /// Begins to watch everything in the test's namespace.
-    pub(super) fn start(test: &TestNamespace, store: Store, recorder: &Recorder) -> Self {
+    /// Begins to watch everything in the test's namespace, and the records of these locks.
+    pub(super) fn start(test: &TestNamespace, store: Store, recorder: &Recorder, locks: Vec<&'static str>) -> Self {
         let (claims, leaders) = (watch::channel(HashMap::new()).0, watch::channel(HashMap::new()).0);
         let (test, recorder) = (test.clone(), recorder.clone());
-        let mut watches = Self { test, store, recorder, claims, leaders, tasks: JoinSet::new() };
+        let mut watches = Self { test, store, recorder, locks, claims, leaders, tasks: JoinSet::new() };
         watches.restart();
         watches
     }
 
     /// Begins anew, as one has to where etcd has gone back: a watch would wait for what it has seen already.
     pub(super) fn restart(&mut self) {
-        let Self { test, store, recorder, claims, leaders, .. } = self;
+        let Self { test, store, recorder, locks, claims, leaders, .. } = self;
         let mut tasks = JoinSet::new();
         let mut versions: HashMap<String, Version> = HashMap::new();
         claims.send_modify(HashMap::clear);
@@ -95,7 +98,7 @@ impl Watches {
         tasks.spawn(follow(test.api::<Pod>(), recorder.clone(), move |pod, gone| {
             see_pod(&note, &leaders, &mut versions, pod, gone);
         }));
-        tasks.spawn(poll(store.clone(), test.name().to_owned(), recorder.clone()));
+        tasks.spawn(poll(store.clone(), test.name().to_owned(), recorder.clone(), locks.clone()));
         self.tasks = tasks;
     }
 
@@ -166,8 +169,8 @@ fn published(lock: &DistributedLock) -> Event {
     }
 }
 
-/// How far a claim is, and whether its status says that it stands in the queue.
-fn stage(claim: &LockClaim) -> (Stage, bool) {
+/// How far a claim is, and if its status says that it waits: the lock at which it does. Those of lower names it has then.
+fn stage(claim: &LockClaim) -> (Stage, Option<String>) {
     let conditions = claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let held = condition::get(conditions, types::HELD);
     let reason = held.map(|held| held.reason.as_str()).unwrap_or_default();
@@ -178,7 +181,10 @@ fn stage(claim: &LockClaim) -> (Stage, bool) {
         reasons::RELEASING => Stage::Releasing,
         _ => Stage::Waiting,
     };
-    (stage, reason == reasons::WAITING)
+    let said = held.and_then(|held| held.message.rsplit_once(" at ")).map(|(_, lock)| lock.to_owned());
+    let waits_at =
+        said.or_else(|| claim.spec.locks.first().filter(|_| claim.spec.locks.len() == 1).map(|lock| lock.name.clone()));
+    (stage, waits_at.filter(|_| reason == reasons::WAITING))
 }
 
 fn see_claim(recorder: &Recorder, seen: &watch::Sender<HashMap<String, Claim>>, claim: &LockClaim, gone: bool) {
@@ -189,15 +195,18 @@ fn see_claim(recorder: &Recorder, seen: &watch::Sender<HashMap<String, Claim>>, 
     let status = claim.status.clone().unwrap_or_default();
     let (uid, attempt) = (claim.uid().unwrap_or_default(), status.attempt.unwrap_or(1));
     let id = public_id(&status.holder_id.unwrap_or_else(|| format!("{uid}.{attempt}")));
-    let ((stage, stands), token) = (stage(claim), status.fencing_token);
-    let lock = claim.spec.locks[0].name.clone();
-    // Another attempt says that it waits before it has a place.
-    if stands && attempt == 1 {
-        recorder.note(Event::Queued { lock: lock.clone(), id: id.clone() });
-    }
+    let (stage, waits_at) = stage(claim);
+    let tokens: HashMap<_, _> = status.locks.into_iter().map(|lock| (lock.name, lock.fencing_token)).collect();
     let (name, version) = (claim.name_any(), version(claim));
-    recorder.note(Event::Claimed { lock, claim: name.clone(), version, id: id.clone(), stage, token });
-    seen.send_modify(|claims| drop(claims.insert(name, Claim { stage, id, token })));
+    for lock in claim.spec.locks.iter().map(|lock| &lock.name) {
+        // Another attempt says that it waits before it has a place.
+        if attempt == 1 && waits_at.as_ref().is_some_and(|at| lock <= at) {
+            recorder.note(Event::Queued { lock: lock.clone(), id: id.clone() });
+        }
+        let (lock, claim, token) = (lock.clone(), name.clone(), tokens.get(lock).copied());
+        recorder.note(Event::Claimed { lock, claim, version, id: id.clone(), stage, token });
+    }
+    seen.send_modify(|claims| drop(claims.insert(name, Claim { stage, id, tokens })));
 }
 
 fn see_pod(
@@ -226,9 +235,9 @@ fn see_pod(
 }
 
 /// Reads the records again and again.
-async fn poll(store: Store, namespace: String, recorder: Recorder) {
+async fn poll(store: Store, namespace: String, recorder: Recorder, locks: Vec<&'static str>) {
     loop {
-        for lock in LOCKS {
+        for lock in &locks {
             let key = LockKey::new(&namespace, lock).expect("a name");
             let sent = boottime();
             if let Ok(Some(record)) = store.inspect(&key).await {
@@ -237,7 +246,7 @@ async fn poll(store: Store, namespace: String, recorder: Recorder) {
                     token: hold.token.get(),
                     expires: from_server(hold.expires),
                 });
-                let (lock, holds) = (lock.to_owned(), holds.collect());
+                let (lock, holds) = ((*lock).to_owned(), holds.collect());
                 recorder.note(Event::Record { lock, sent, open: record.gate_open, holds });
             }
         }

@@ -5,9 +5,10 @@ use kube::{Api, ResourceExt};
 use leasehold::api::LockClaim;
 use serde_json::{Value, json};
 
-use super::{apply, assert_refused};
+use super::{Account, apply, assert_refused};
 use crate::support::{LIMIT, Scratch, TestNamespace, wait_for};
 
+const CLAIMS: &str = "lockclaims.leasehold.dev";
 const DENIED: &str = "claims for itself only";
 
 fn claim(name: &str, holder: Option<&Pod>) -> Value {
@@ -22,6 +23,7 @@ fn claim(name: &str, holder: Option<&Pod>) -> Value {
 /// Two pods of the account `app`, that may make claims.
 struct Scene {
     test: TestNamespace,
+    account: Account,
     file: Scratch,
     mine: Pod,
     other: Pod,
@@ -31,10 +33,7 @@ impl Scene {
     async fn new() -> Self {
         let test = TestNamespace::new().await;
         apply(&test, "claims.yaml").await;
-        test.kubectl("create serviceaccount app").await.expect("an account");
-        let account = format!("--serviceaccount={}:app", test.name());
-        test.kubectl("create role app --verb=create,get --resource=lockclaims.leasehold.dev").await.expect("a role");
-        test.kubectl(&format!("create rolebinding app --role=app {account}")).await.expect("a binding");
+        let account = Account::new(&test, "app", &[("create,get", CLAIMS)]).await;
         for name in ["mine", "other"] {
             let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
                 "spec": {"serviceAccountName": "app", "containers": [{"name": "main", "image": "none"}]}});
@@ -42,7 +41,7 @@ impl Scene {
         }
         let pods: Api<Pod> = test.api();
         let (mine, other) = (pods.get("mine").await.expect("it"), pods.get("other").await.expect("it"));
-        let scene = Self { test, file: Scratch::new("manifest"), mine, other };
+        let scene = Self { test, account, file: Scratch::new("manifest"), mine, other };
         let token = scene.bound_token().await;
         let refused = async || scene.create(&token, &claim("probe", None), "--dry-run=server").await.err();
         wait_for("the policy is in force", LIMIT, refused).await;
@@ -73,26 +72,52 @@ async fn a_pod_claims_for_itself_and_for_nobody_else() {
     let mut reborn = claim("reborn", Some(&scene.mine));
     reborn["spec"]["holderRef"]["uid"] = json!("another");
     assert_refused(scene.create(&token, &reborn, "").await, DENIED);
+    let mut renamed = claim("renamed", Some(&scene.mine));
+    renamed["spec"]["holderRef"]["name"] = json!("another");
+    assert_refused(scene.create(&token, &renamed, "").await, DENIED);
     let made = scene.test.api::<LockClaim>().list(&Default::default()).await.expect("a list");
     assert_eq!(made.items.len(), 1);
+}
+
+#[tokio::test]
+async fn a_pod_of_another_namespace_claims_for_nobody_here_though_it_names_itself() {
+    let (scene, here) = (Scene::new().await, TestNamespace::new().await);
+    apply(&here, "claims.yaml").await;
+    scene.account.may(&here, &[("create,get", CLAIMS)]).await;
+    let token = scene.bound_token().await;
+    let create = async |claim: Value| {
+        let path = scene.file.write("claim.json", &claim.to_string()).display().to_string();
+        here.kubectl(&format!("--token={token} create --dry-run=server -f {path}")).await
+    };
+    wait_for("the policy is in force", LIMIT, async || create(claim("probe", None)).await.err()).await;
+    assert_refused(create(claim("own", Some(&scene.mine))).await, DENIED);
 }
 
 #[tokio::test]
 async fn an_operator_claims_for_others_by_a_verb() {
     let scene = Scene::new().await;
     let token = scene.bound_token().await;
-    let words = "create role operator --verb=claimforothers --resource=lockclaims.leasehold.dev";
-    scene.test.kubectl(words).await.expect("a role");
-    let account = format!("--serviceaccount={}:app", scene.test.name());
-    scene.test.kubectl(&format!("create rolebinding operator --role=operator {account}")).await.expect("a binding");
+    scene.account.may(&TestNamespace::new().await, &[("claimforothers", CLAIMS)]).await;
+    assert_refused(scene.create(&token, &claim("other", Some(&scene.other)), "").await, DENIED);
+    scene.account.may(&scene.test, &[("claimforothers", CLAIMS)]).await;
     let allowed = async || scene.create(&token, &claim("other", Some(&scene.other)), "").await.ok();
     wait_for("the verb is enough", LIMIT, allowed).await;
     scene.create(&token, &claim("nobody", None), "").await.expect("for no holder, too");
 }
 
 #[tokio::test]
+async fn the_name_of_a_pods_own_claim_is_for_that_pod_alone() {
+    let scene = Scene::new().await;
+    let create = async |claim: Value| scene.create(&scene.account.token, &claim, "").await;
+    let (mine, other) = (format!("pod-{}", scene.mine.uid().unwrap()), format!("pod-{}", scene.other.uid().unwrap()));
+    assert_refused(create(claim(&mine, None)).await, "is the name of the claim of the pod");
+    assert_refused(create(claim(&mine, Some(&scene.other))).await, "is the name of the claim of the pod");
+    create(claim(&other, Some(&scene.other))).await.expect("for that pod");
+    create(claim("pod-deploy", None)).await.expect("a name like any other");
+}
+
+#[tokio::test]
 async fn who_is_no_pod_is_not_asked() {
     let scene = Scene::new().await;
-    let token = scene.test.kubectl("create token app").await.expect("a token");
-    scene.create(token.trim(), &claim("by-a-person", None), "").await.expect("a token that no pod has");
+    scene.create(&scene.account.token, &claim("by-a-person", None), "").await.expect("a token that no pod has");
 }

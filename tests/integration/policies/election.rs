@@ -5,7 +5,7 @@ use kube::Api;
 use leasehold::api::election::{ELECTED_BY, FENCING_TOKEN, LEADER, RELEASED_TOKEN, ROLE_LABEL, STANDBY, TERM};
 use serde_json::{Value, json};
 
-use super::{allow, apply, assert_refused, dry_run, in_force};
+use super::{Account, LOCK_RESOURCE, WRITES_PODS, apply, assert_refused, dry_run, in_force};
 use crate::support::{LIMIT, Scratch, TestNamespace, wait_for};
 
 const DENIED: &str = "may not change leasehold.dev/role";
@@ -22,8 +22,8 @@ fn marked() -> Value {
     json!({"labels": {ROLE_LABEL: LEADER}})
 }
 
-/// A pod `elected` that the administrator, who has every verb, has marked; `dev` may write pods.
-async fn with_policies() -> TestNamespace {
+/// A pod `elected` that the administrator, who has every verb, has marked; the account may write pods.
+async fn with_policies() -> (TestNamespace, Account) {
     let test = TestNamespace::new().await;
     apply(&test, "election.yaml").await;
     let pods: Api<Pod> = test.api();
@@ -32,18 +32,18 @@ async fn with_policies() -> TestNamespace {
         test.kubectl_apply(&pod(name, json!({})).to_string()).await.expect("a pod without marks is accepted");
     }
     test.kubectl(&format!("label pod elected {ROLE_LABEL}={STANDBY}")).await.expect("the label is accepted");
-    allow(&test, "dev", &[("get,create,update,patch", "pods"), ("get,update,patch", "pods/status")]).await;
+    let dev = Account::new(&test, "dev", &WRITES_PODS).await;
     // Its change is refused as soon as the second policy is in force.
-    let change = format!("--as=dev label pod elected {ROLE_LABEL}=x --overwrite --dry-run=server");
-    let refused = async || test.kubectl(&change).await.err();
+    let change = format!("label pod elected {ROLE_LABEL}=x --overwrite --dry-run=server");
+    let refused = async || dev.kubectl(&change).await.err().filter(|error| error.contains(DENIED));
     wait_for("the policy on changes is in force", LIMIT, refused).await;
-    test
+    (test, dev)
 }
 
 #[tokio::test]
 async fn no_pod_is_born_with_a_mark() {
-    let test = with_policies().await;
-    let pods: Api<Pod> = test.api();
+    let (_test, dev) = with_policies().await;
+    let pods: Api<Pod> = dev.api().await;
     let refused = dry_run(&pods, "born", &pod("born", marked())).await.expect_err("it is accepted").to_string();
     assert!(refused.contains(BORN), "{refused}");
     for key in [ELECTED_BY, TERM, FENCING_TOKEN, RELEASED_TOKEN] {
@@ -56,7 +56,8 @@ async fn no_pod_is_born_with_a_mark() {
 
 #[tokio::test]
 async fn no_binding_brings_a_mark() {
-    let test = with_policies().await;
+    let (test, dev) = with_policies().await;
+    dev.may(&test, &[("create", "pods/binding"), ("create", "bindings")]).await;
     let binding = |annotations: Value| {
         json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "other", "annotations": annotations},
             "target": {"apiVersion": "v1", "kind": "Node", "name": "n"}})
@@ -65,13 +66,13 @@ async fn no_binding_brings_a_mark() {
     let path = file.write("binding.json", &binding(json!({FENCING_TOKEN: "7"})).to_string()).display().to_string();
     for resource in ["pods/other/binding", "bindings"] {
         let bind = format!("create --raw /api/v1/namespaces/{}/{resource} -f {path}", test.name());
-        assert_refused(test.kubectl(&bind).await, BORN);
+        assert_refused(dev.kubectl(&bind).await, BORN);
     }
 }
 
 #[tokio::test]
 async fn a_mark_is_changed_by_those_alone_who_have_the_verb() {
-    let test = with_policies().await;
+    let (test, dev) = with_policies().await;
     let denied = [
         format!("label pod elected {ROLE_LABEL}={LEADER} --overwrite"),
         format!("label pod elected {ROLE_LABEL}-"),
@@ -82,39 +83,24 @@ async fn a_mark_is_changed_by_those_alone_who_have_the_verb() {
         format!("annotate pod elected {TERM}=9"),
     ];
     for words in &denied {
-        assert_refused(test.kubectl(&format!("--as=dev {words}")).await, DENIED);
+        assert_refused(dev.kubectl(words).await, &format!("{} {DENIED}", dev.user()));
     }
     let merge = json!({"metadata": {"labels": {ROLE_LABEL: LEADER}}}).to_string().replace(' ', "");
-    let by_status = format!("--as=dev patch pod elected --subresource=status --type=merge -p {merge}");
-    assert_refused(test.kubectl(&by_status).await, DENIED);
+    let by_status = format!("patch pod elected --subresource=status --type=merge -p {merge}");
+    assert_refused(dev.kubectl(&by_status).await, DENIED);
     for words in ["label pod elected app=report", "annotate pod elected note=1", "label pod other app=report"] {
-        test.kubectl(&format!("--as=dev {words}")).await.expect("other labels and annotations are free");
+        dev.kubectl(words).await.expect("other labels and annotations are free");
     }
-    allow(&test, "elector", &[("get,update,patch", "pods"), ("ungate", "distributedlocks.leasehold.dev")]).await;
+    let elector = Account::new(&test, "elector", &[WRITES_PODS[0], ("ungate", LOCK_RESOURCE)]).await;
     for words in &denied {
-        test.kubectl(&format!("--as=elector {words}")).await.expect("the verb ungate is enough");
+        elector.kubectl(words).await.expect("the verb ungate is enough");
     }
 }
 
 #[tokio::test]
 async fn the_verb_counts_in_the_namespace_of_the_pod_only() {
-    let (test, elsewhere) = (with_policies().await, TestNamespace::new().await);
-    allow(&elsewhere, "dev", &[("ungate", "distributedlocks.leasehold.dev")]).await;
-    let words = format!("--as=dev label pod elected {ROLE_LABEL}={LEADER} --overwrite");
-    assert_refused(test.kubectl(&words).await, DENIED);
-}
-
-#[tokio::test]
-async fn a_service_account_is_judged_by_its_own_rights() {
-    let test = with_policies().await;
-    test.kubectl("create serviceaccount app").await.expect("an account");
-    let account = format!("system:serviceaccount:{}:app", test.name());
-    test.kubectl("create role app --verb=get,update,patch --resource=pods").await.expect("a role");
-    let bind = format!("create rolebinding app --role=app --serviceaccount={}:app", test.name());
-    test.kubectl(&bind).await.expect("a binding");
-    let token = test.kubectl("create token app").await.expect("a token");
-    let label = format!("--token={} label pod elected", token.trim());
-    let refused = test.kubectl(&format!("{label} {ROLE_LABEL}={LEADER} --overwrite")).await;
-    assert_refused(refused, &format!("{account} {DENIED}"));
-    test.kubectl(&format!("{label} app=report")).await.expect("it may write pods");
+    let ((_test, dev), elsewhere) = (with_policies().await, TestNamespace::new().await);
+    dev.may(&elsewhere, &[("ungate", LOCK_RESOURCE)]).await;
+    let refused = dev.kubectl(&format!("label pod elected {ROLE_LABEL}={LEADER} --overwrite")).await;
+    assert_refused(refused, DENIED);
 }

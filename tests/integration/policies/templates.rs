@@ -28,13 +28,18 @@ fn never() -> Value {
     json!({"restartPolicy": "Never"})
 }
 
+/// Of a Job, when a pod has given up.
+fn fails_at_once() -> Value {
+    json!({"rules": [{"action": "FailJob", "onPodConditions": [{"type": "LockNotAcquired", "status": "True"}]}]})
+}
+
 fn cron(policy: &str, annotations: Value) -> Value {
-    let job = json!({"spec": {"template": template(annotations, never())}});
+    let job = json!({"spec": {"podFailurePolicy": fails_at_once(), "template": template(annotations, never())}});
     of_kind("CronJob", json!({"schedule": "* * * * *", "concurrencyPolicy": policy, "jobTemplate": job}))
 }
 
 /// What `kubectl` prints besides its answer.
-async fn warnings(test: &TestNamespace, file: &Scratch, object: &Value) -> String {
+pub(super) async fn warnings(test: &TestNamespace, file: &Scratch, object: &Value) -> String {
     let path = file.write("object.json", &object.to_string()).display().to_string();
     // Warnings as errors are the only way to see them in an exit code: then the answer is the text.
     match test.kubectl(&format!("create --dry-run=server --warnings-as-errors -f {path}")).await {
@@ -53,8 +58,19 @@ async fn known_traps_are_said_and_nothing_is_refused() {
     assert!(said.contains("Recreate"), "{said}");
     let limit = json!({"leasehold.dev/wait-timeout-seconds": "60"});
     let stateful = json!({"selector": {"matchLabels": {"app": "x"}}, "serviceName": "x", "template": template(limit.clone(), json!({}))});
+    let set = |replicas: i32, policy: &str| {
+        let spec = json!({"selector": {"matchLabels": {"app": "x"}}, "serviceName": "x", "replicas": replicas,
+            "podManagementPolicy": policy, "template": template(json!({}), json!({}))});
+        of_kind("StatefulSet", spec)
+    };
     let daemon =
         json!({"selector": {"matchLabels": {"app": "x"}}, "template": template(json!({}), json!({"nodeName": "n"}))});
+    let surging = |pods: i32| {
+        let strategy = json!({"rollingUpdate": {"maxSurge": pods, "maxUnavailable": i32::from(pods == 0)}});
+        let spec = json!({"selector": {"matchLabels": {"app": "x"}}, "updateStrategy": strategy,
+            "template": template(json!({}), json!({}))});
+        of_kind("DaemonSet", spec)
+    };
     for (object, says) in [
         (deployment(json!({"rollingUpdate": {"maxSurge": 1}})), "maxSurge to 0"),
         (
@@ -62,8 +78,14 @@ async fn known_traps_are_said_and_nothing_is_refused() {
             "activeDeadlineSeconds",
         ),
         (cron("Allow", json!({})), "concurrencyPolicy to Forbid"),
+        (cron("Allow", json!({})), "may wait for ever"),
+        (cron("Allow", limit.clone()), "concurrencyPolicy to Forbid"),
+        (cron("Forbid", json!({})), "may wait for ever"),
         (of_kind("StatefulSet", stateful), "Jobs and bare pods"),
         (of_kind("DaemonSet", daemon), "nodeName"),
+        (surging(1), "maxSurge to 0"),
+        (of_kind("Job", json!({"template": template(limit.clone(), never())})), "is followed by another"),
+        (set(2, "OrderedReady"), "podManagementPolicy to Parallel"),
     ] {
         let said = warnings(&test, &file, &object).await;
         assert!(said.contains(says), "{says} is not in: {said}");
@@ -75,10 +97,14 @@ async fn known_traps_are_said_and_nothing_is_refused() {
         deployment(json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}})),
         of_kind(
             "Job",
-            json!({"template": template(limit.clone(), json!({"restartPolicy": "Never", "activeDeadlineSeconds": 60}))}),
+            json!({"podFailurePolicy": fails_at_once(),
+                "template": template(limit.clone(), json!({"restartPolicy": "Never", "activeDeadlineSeconds": 60}))}),
         ),
-        cron("Forbid", json!({})),
-        cron("Allow", limit),
+        of_kind("Job", json!({"backoffLimit": 0, "template": template(limit.clone(), never())})),
+        set(1, "OrderedReady"),
+        set(2, "Parallel"),
+        surging(0),
+        cron("Forbid", limit),
     ] {
         let said = warnings(&test, &file, &object).await;
         assert!(!said.contains("leasehold.dev"), "{said}");

@@ -18,6 +18,7 @@ pub(crate) enum Step {
     /// So many ids that were never used before.
     CancelMany(Vec<HolderId>),
     Claim(Reign, Request),
+    Reserve(Reign, Request),
     Pin(Reign, HolderId),
     Free(Reign, HolderId),
     Expire(Reign),
@@ -55,6 +56,7 @@ pub(crate) enum Answer {
     Released(Released),
     Cancelled(Vec<Released>),
     Claimed(Refusable<Acquired>),
+    Reserved(Refusable<Acquired>),
     Pinned(Refusable<Renewed>),
     Freed(Refusable<()>),
     Expired(Refusable<Vec<Due>>),
@@ -87,6 +89,7 @@ impl Step {
             Step::Cancel(id) => Answer::Cancelled(vec![model.cancel(id)]),
             Step::CancelMany(ids) => Answer::Cancelled(ids.iter().map(|id| model.cancel(id)).collect()),
             Step::Claim(reign, request) => Answer::Claimed(model.claim(reign, request)),
+            Step::Reserve(reign, request) => Answer::Reserved(model.reserve(reign, request)),
             Step::Pin(reign, id) => Answer::Pinned(model.pin(reign, id)),
             Step::Free(reign, id) => Answer::Freed(model.free(reign, id)),
             Step::Expire(reign) => Answer::Expired(model.expire(reign).map(|due| vec![due])),
@@ -148,7 +151,8 @@ fn same_due(model: &[Due], real: &[Due]) -> bool {
 pub(crate) fn same(model: &Answer, real: &Answer) -> bool {
     match (model, real) {
         (Answer::Acquired(model), Answer::Acquired(real)) => same_acquired(*model, *real),
-        (Answer::Claimed(Ok(model)), Answer::Claimed(Ok(real))) => same_acquired(*model, *real),
+        (Answer::Claimed(Ok(model)), Answer::Claimed(Ok(real)))
+        | (Answer::Reserved(Ok(model)), Answer::Reserved(Ok(real))) => same_acquired(*model, *real),
         (Answer::Expired(Ok(model)), Answer::Expired(Ok(real))) => same_due(model, real),
         (model, real) => model == real,
     }
@@ -232,6 +236,7 @@ fn outcomes(answer: &Answer) -> (&'static str, Vec<&'static str>) {
         Answer::Released(released) => ("release", vec![of_released(released)]),
         Answer::Cancelled(cancelled) => ("cancel", cancelled.iter().map(of_released).collect()),
         Answer::Claimed(claimed) => ("claim", either(claimed, of_acquired)),
+        Answer::Reserved(reserved) => ("reserve", either(reserved, of_acquired)),
         Answer::Pinned(pinned) => ("pin", either(pinned, of_renewed)),
         Answer::Freed(freed) => ("free", either(freed, |()| "Done")),
         Answer::Expired(Ok(due)) => ("expire", due.iter().map(of_due).collect()),
@@ -248,7 +253,7 @@ fn outcomes(answer: &Answer) -> (&'static str, Vec<&'static str>) {
 }
 
 /// Every outcome that a function can have.
-const POSSIBLE: [(&str, &str); 17] = [
+const POSSIBLE: [(&str, &str); 18] = [
     ("acquire", "Granted Queued Busy Lost Sealed GateClosed Unprovisioned Unsatisfiable LockIsElected EpochExhausted"),
     ("renew", "Held Lost NotHeld Unprovisioned"),
     ("release", "Released Lost Cancelled NotHeld Pinned Unprovisioned"),
@@ -257,6 +262,7 @@ const POSSIBLE: [(&str, &str); 17] = [
         "claim",
         "Granted Queued Busy Lost Sealed Unprovisioned Unsatisfiable EpochExhausted StoreInUse StaleTerm GateClosed",
     ),
+    ("reserve", "Granted Queued Lost Sealed Unprovisioned Unsatisfiable StoreInUse StaleTerm GateClosed"),
     ("pin", "Held Lost Unprovisioned StoreInUse StaleTerm GateClosed"),
     ("free", "Done Unprovisioned StoreInUse StaleTerm GateClosed"),
     ("expire", "In Nothing Unprovisioned StoreInUse StaleTerm GateClosed"),

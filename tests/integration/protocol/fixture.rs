@@ -25,18 +25,7 @@ pub(crate) fn request(text: &str, wait: Wait) -> Request {
 }
 
 pub(crate) fn provision(permits: u32, lease: Duration) -> Provision {
-    Provision {
-        lock_uid: "uid".to_owned(),
-        generation: 1,
-        permits,
-        lease,
-        max_hold: None,
-        elected: false,
-        token_floor: 0,
-        quarantine: Duration::ZERO,
-        token_ceiling: None,
-        holds: Vec::new(),
-    }
+    Provision::new("uid", permits, lease)
 }
 
 impl Declared {

@@ -220,9 +220,9 @@ impl Checker {
             return;
         };
         self.arrivals.retain(|id, _| after.waiters.iter().any(|(waiting, _)| waiting == id));
-        if let Step::Acquire(Request { id, priority, .. }) | Step::Claim(_, Request { id, priority, .. }) = step {
-            let waits = |record: &Inspection| record.waiters.iter().any(|(waiting, _)| waiting == id);
-            if waits(after) && !before.is_some_and(waits) {
+        let waits = |record: &Inspection, id: &HolderId| record.waiters.iter().any(|(waiting, _)| waiting == id);
+        for Request { id, priority, .. } in asked(step) {
+            if waits(after, id) && !before.is_some_and(|before| waits(before, id)) {
                 self.arrived += 1;
                 self.arrivals.insert(id.clone(), (Reverse(*priority), self.arrived));
             }
@@ -231,5 +231,16 @@ impl Checker {
         if !order.is_sorted() {
             self.violations.push(format!("I6: {:?} wait in the order {order:?}", after.waiters));
         }
+    }
+}
+
+/// Who asks, or is put back, in their order.
+fn asked(step: &Step) -> Vec<&Request> {
+    match step {
+        Step::Acquire(request) | Step::Claim(_, request) | Step::Reserve(_, request) => vec![request],
+        Step::Provision(_, provision) | Step::Restore(_, provision, _) => {
+            provision.waiters.iter().map(|place| &place.request).collect()
+        }
+        _ => Vec::new(),
     }
 }

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use leasehold::lease::{HolderId, LockKey, Released};
+use leasehold::lease::{HolderId, LockKey, Mode, Released, Request};
 use leasehold::store::model::Reign;
-use leasehold::store::{Control, Inspection, LIBRARY_SOURCE, Opening, Store, StoreError};
+use leasehold::store::{Control, Inspection, LIBRARY_SOURCE, Opening, Store, StoreError, Waiter};
 use proptest::strategy::BoxedStrategy;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 use tokio::runtime::Runtime;
@@ -112,6 +112,7 @@ pub(crate) struct Machine {
     replids: HashMap<String, String>,
     lock: LockKey,
     seen: Option<Inspection>,
+    waiters: Vec<Waiter>,
 }
 
 impl Machine {
@@ -157,6 +158,7 @@ impl Machine {
                 Answer::Cancelled(all.into_iter().collect::<Result<Vec<Released>, _>>()?)
             }
             Step::Claim(reign, request) => Answer::Claimed(control(reign).claim(lock, request).await?),
+            Step::Reserve(reign, request) => Answer::Reserved(control(reign).reserve(lock, request).await?),
             Step::Pin(reign, id) => Answer::Pinned(control(reign).pin(lock, id).await?),
             Step::Free(reign, id) => Answer::Freed(control(reign).free(lock, id).await?),
             Step::Expire(reign) => Answer::Expired(control(reign).expire(std::slice::from_ref(lock)).await?),
@@ -205,13 +207,17 @@ impl Machine {
     fn step(&mut self, rig: &mut Rig, world: &World, step: &Step) {
         self.happen(rig, step, world);
         let store = rig.processes[self.index].store.clone();
-        let (answer, seen) =
-            rig.runtime.block_on(async { tokio::join!(self.call(rig, step), store.inspect(&self.lock)) });
+        let (answer, seen, full) = rig.runtime.block_on(async {
+            tokio::join!(self.call(rig, step), store.inspect(&self.lock), store.inspect_in_full(&self.lock))
+        });
         let answer = answer.unwrap_or_else(|error| panic!("{step:?}: {error:?}"));
         let expected = self.translated(rig, &world.answer);
         assert!(same(&expected, &answer), "{step:?} answered {answer:?}, the model {expected:?}");
         rig.tally.count(step, &answer);
         self.seen = seen.unwrap_or_else(|error| panic!("inspection after {step:?}: {error:?}"));
+        let full = full.unwrap_or_else(|error| panic!("full inspection after {step:?}: {error:?}"));
+        assert_eq!(full.as_ref().map(|(seen, _)| seen), self.seen.as_ref());
+        self.waiters = full.map(|(_, waiters)| waiters).unwrap_or_default();
     }
 }
 
@@ -221,6 +227,16 @@ fn ordered(inspection: Option<Inspection>) -> Option<Inspection> {
         inspection.holds.sort_by(|a, b| (a.token, &a.id).cmp(&(b.token, &b.id)));
         inspection
     })
+}
+
+type Asked<'a> = (&'a HolderId, Mode, i32, &'a str);
+
+fn asked(waiter: &Waiter) -> Asked<'_> {
+    (&waiter.id, waiter.mode, waiter.priority, &waiter.identity)
+}
+
+fn request(request: &Request) -> Asked<'_> {
+    (&request.id, request.mode, request.priority, &request.identity)
 }
 
 /// The reference side: pure.
@@ -257,7 +273,7 @@ impl StateMachineTest for Machine {
         let (_, data) = process(0, 0);
         let replid = with(|rig| rig.start(0, world.model.now));
         let lock = LockKey::new("shop", "report").expect("a name");
-        Machine { index: 0, replids: HashMap::from([(data, replid)]), lock, seen: None }
+        Machine { index: 0, replids: HashMap::from([(data, replid)]), lock, seen: None, waiters: Vec::new() }
     }
 
     fn apply(mut machine: Machine, world: &World, step: Step) -> Machine {
@@ -267,6 +283,13 @@ impl StateMachineTest for Machine {
 
     fn check_invariants(machine: &Machine, world: &World) {
         assert_eq!(ordered(machine.seen.clone()), ordered(world.model.inspect()), "the record and the model's");
+        // Without a record nothing is said of those that wait.
+        let waiting = machine.seen.as_ref().map(|_| world.model.waiting()).unwrap_or_default();
+        assert!(
+            machine.waiters.iter().map(asked).eq(waiting.iter().map(request)),
+            "{:?} and {waiting:?}",
+            machine.waiters
+        );
         assert!(world.checker.violations.is_empty(), "{:#?}", world.checker.violations);
     }
 

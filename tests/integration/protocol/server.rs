@@ -27,6 +27,14 @@ impl Server {
         Self { redis, connection }
     }
 
+    pub(crate) fn process(&self) -> &crate::support::Process {
+        self.redis.process()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.redis.kill();
+    }
+
     /// The process ends and another starts on the same port, without data.
     pub(crate) async fn restart(&mut self) {
         self.redis.restart().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leasehold::lease::{Acquired, Epoch, HolderId, Mode, Request, Wait};
 use leasehold::store::model::Reign;
-use leasehold::store::{HoldState, Inspection, Opening, Provision, Remembered};
+use leasehold::store::{HoldState, Inspection, Opening, Place, Provision, Remembered};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::Union;
@@ -131,6 +131,8 @@ fn delegated(world: &World, known: &Known, record: Option<&Inspection>) -> Steps
     let mut steps = vec![
         (60, (reign(world), fresh_request(world)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
         (40, (reign(world), old_request(world, known)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
+        (10, (reign(world), fresh_request(world)).prop_map(|(r, request)| Step::Reserve(r, request)).boxed()),
+        (20, (reign(world), old_request(world, known)).prop_map(|(r, request)| Step::Reserve(r, request)).boxed()),
         (30, (reign(world), some_id(known)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()),
         (20, (reign(world), some_id(known)).prop_map(|(r, id)| Step::Free(r, id)).boxed()),
     ];
@@ -196,8 +198,8 @@ fn provision(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Provis
     let ceiling = prop_oneof![3 => Just(None), checks => Just(Some(end))];
     let elected = prop::bool::weighted(0.06);
     let lock = (uid, generation, 1..5_u32, lease, max_hold, elected);
-    (lock, floor, quarantine(world, record), ceiling, holds(world, record))
-        .prop_map(|(lock, floor, quarantine, token_ceiling, holds)| {
+    (lock, floor, quarantine(world, record), ceiling, holds(world, record), places(world))
+        .prop_map(|(lock, floor, quarantine, token_ceiling, holds, waiters)| {
             let (lock_uid, generation, permits, lease, max_hold, elected) = lock;
             let token_floor = floor.min((1 << 53) - 1);
             Provision {
@@ -211,6 +213,7 @@ fn provision(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Provis
                 quarantine,
                 token_ceiling,
                 holds,
+                waiters,
             }
         })
         .boxed()
@@ -221,6 +224,27 @@ fn quarantine(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Durat
     let rule = if record.is_none() { 12 } else { 1 };
     let some = (1..8_000_u64).prop_map(Duration::from_millis);
     prop_oneof![rule => Just(right), 8 => Just(Duration::ZERO), 2 => some].boxed()
+}
+
+/// Of those that wait, and of one that nobody has heard of.
+fn places(world: &World) -> BoxedStrategy<Vec<Place>> {
+    let mut known = world.model.waiting();
+    known.extend(world.model.inspect().into_iter().flat_map(|record| record.holds).map(|hold| Request {
+        id: hold.id,
+        mode: hold.mode,
+        priority: 0,
+        wait: Wait::Forever,
+        identity: hold.identity,
+        pod_uid: hold.pod_uid,
+    }));
+    let known = prop::sample::subsequence(known.clone(), 0..=known.len());
+    let all = (known, fresh_request(world)).prop_map(|(known, fresh)| known.into_iter().chain([fresh]));
+    let places = all.prop_flat_map(|all| {
+        let each =
+            all.map(|request| any::<bool>().prop_map(move |reserved| Place { request: request.clone(), reserved }));
+        each.collect::<Vec<_>>()
+    });
+    prop_oneof![2 => Just(Vec::new()), 1 => places].boxed()
 }
 
 fn holds(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Vec<Remembered>> {

@@ -104,18 +104,7 @@ impl World {
     }
 
     fn first_provision(&self) -> Provision {
-        Provision {
-            lock_uid: "lock-1".to_owned(),
-            generation: 1,
-            permits: self.plan.permits,
-            lease: self.plan.lease,
-            max_hold: None,
-            elected: false,
-            token_floor: self.token_floor(),
-            quarantine: Duration::ZERO,
-            token_ceiling: None,
-            holds: Vec::new(),
-        }
+        Provision { token_floor: self.token_floor(), ..Provision::new("lock-1", self.plan.permits, self.plan.lease) }
     }
 
     /// Takes a step on the model, and notes what the real store must answer and show.
@@ -135,7 +124,7 @@ impl World {
         match step {
             Step::Restart => (self.restarts, self.promotions) = (self.restarts + 1, 0),
             Step::Promoted => self.promotions += 1,
-            Step::Acquire(request) | Step::Claim(_, request) => self.used(&request.id),
+            Step::Acquire(request) | Step::Claim(_, request) | Step::Reserve(_, request) => self.used(&request.id),
             Step::Cancel(id) | Step::Release(id) => self.used(id),
             Step::CancelMany(ids) => ids.iter().for_each(|id| self.used(id)),
             Step::Heartbeat(reign, _) if reign.uid == STORE => self.term = self.term.max(reign.term),
@@ -146,6 +135,7 @@ impl World {
             Step::Provision(_, provision) | Step::Restore(_, provision, _) => {
                 self.generation = self.generation.max(provision.generation);
                 provision.holds.iter().for_each(|hold| self.used(&hold.id));
+                provision.waiters.iter().for_each(|place| self.used(&place.request.id));
             }
             _ => {}
         }

@@ -27,16 +27,16 @@ fn told_before_recorded(history: &[Entry]) -> Vec<Violation> {
     for entry in history {
         match &entry.event {
             Event::Listed { kind } if kind == "LockClaim" => seen.clear(),
-            Event::Claimed { claim, id, stage, token, .. } => {
-                let whole = !seen.insert(claim.as_str());
+            Event::Claimed { lock, claim, id, stage, token, .. } => {
+                let whole = !seen.insert((lock.as_str(), claim.as_str()));
                 match stage {
-                    Stage::Granted => drop(granted.insert((id.as_str(), *token))),
-                    Stage::Told if whole && !granted.contains(&(id.as_str(), *token)) => {
+                    Stage::Granted => drop(granted.insert((lock.as_str(), id.as_str(), *token))),
+                    Stage::Told if whole && !granted.contains(&(lock.as_str(), id.as_str(), *token)) => {
                         let what = format!("the claim {claim} was told of {token:?} before it was recorded");
                         found.push(Violation::new(Invariant::I7, what, [entry]));
                     }
                     // It may have been recorded unseen.
-                    Stage::Told => drop(granted.insert((id.as_str(), *token))),
+                    Stage::Told => drop(granted.insert((lock.as_str(), id.as_str(), *token))),
                     Stage::Waiting | Stage::Releasing | Stage::Finished => {}
                 }
             }

@@ -89,11 +89,14 @@ pub(super) struct Story<'a> {
     pub(super) acquisitions: Vec<Acquisition<'a>>,
     configurations: HashMap<&'a str, Vec<Configuration>>,
     faults: Vec<(Micros, Micros)>,
+    /// Of a claim's id, one of its locks, and whether it has others.
+    locks: HashMap<&'a str, (&'a str, bool)>,
 }
 
 impl<'a> Story<'a> {
     pub(super) fn of(history: &'a [Entry]) -> Self {
-        let mut story = Self { history, acquisitions: Vec::new(), configurations: HashMap::new(), faults: Vec::new() };
+        let (configurations, locks) = (HashMap::new(), HashMap::new());
+        let mut story = Self { history, acquisitions: Vec::new(), configurations, faults: Vec::new(), locks };
         let mut places = HashMap::new();
         for entry in history {
             story.read(entry, &mut places);
@@ -104,10 +107,10 @@ impl<'a> Story<'a> {
 
     /// A claim that goes on under another id has missed what its last one was offered.
     fn read_attempts(&mut self, places: &HashMap<(&'a str, &'a str), usize>) {
-        let mut attempts: HashMap<&str, &str> = HashMap::new();
+        let mut attempts: HashMap<(&str, &str), &str> = HashMap::new();
         for entry in self.history {
             let Event::Claimed { lock, claim, id, .. } = &entry.event else { continue };
-            let before = attempts.insert(claim, id).filter(|before| before != id);
+            let before = attempts.insert((lock, claim), id).filter(|before| before != id);
             if let Some(place) = before.and_then(|before| places.get(&(lock.as_str(), before))) {
                 self.acquisitions[*place].missed = Some(entry);
             }
@@ -116,6 +119,10 @@ impl<'a> Story<'a> {
 
     fn read(&mut self, entry: &'a Entry, places: &mut HashMap<(&'a str, &'a str), usize>) {
         match &entry.event {
+            Event::Claimed { lock, id, .. } => {
+                let (first, several) = self.locks.entry(id).or_insert((lock, false));
+                *several |= first != lock;
+            }
             Event::Configured { lock, permits, lease, sent } => {
                 let configuration = Configuration { sent: *sent, known: entry.at, permits: *permits, lease: *lease };
                 self.configurations.entry(lock).or_default().push(configuration);
@@ -149,6 +156,11 @@ impl<'a> Story<'a> {
             by_lock.entry(acquisition.lock).or_default().push(acquisition);
         }
         by_lock
+    }
+
+    /// Whether this id asks for more than one lock.
+    pub(super) fn asks_for_several(&self, id: &str) -> bool {
+        self.locks.get(id).is_some_and(|(_, several)| *several)
     }
 
     /// The configurations that may have been in force between two instants.

@@ -246,7 +246,7 @@ fn handed_over(why: Why, kind: Kind, then: Micros) -> History {
 }
 
 #[rstest]
-#[case(Why::Released, Direct, 600)]
+#[case(Why::Released, Direct, 1100)]
 #[case(Why::Released, Delegated, 2100)]
 #[case(Why::Died, Direct, 2100)]
 #[case(Why::PodEnded, Delegated, 2100)]
@@ -263,6 +263,21 @@ fn i5_nobody_is_in_a_hurry_while_something_is_broken_or_nobody_waits() {
     let mut alone = held();
     alone.stops(100, "a", Why::Released).asks(800, "b", Direct).queued(801, "b").holds(900, "b", Direct, 8);
     alone.is_accepted();
+}
+
+/// `both` asks for another lock, too, and learns of this one when it has both.
+#[test]
+fn i5_who_waits_for_another_lock_has_this_one_before_it_learns_of_it() {
+    let history = || {
+        let mut history = held();
+        let (lock, claim, id) = ("other".to_owned(), "both".to_owned(), "both".to_owned());
+        history.at(20, Event::Claimed { lock, claim, version: 20, id, stage: Stage::Waiting, token: None });
+        history.claimed(21, "both", Stage::Waiting, 0);
+        history.asks(20, "both", Delegated).asks(22, "b", Direct).queued(23, "b").stops(100, "a", Why::Released);
+        history
+    };
+    history().record(200, &[("both", 8, 9000)]).holds(4000, "both", Delegated, 8).is_accepted();
+    history().record(200, &[]).holds(4000, "both", Delegated, 8).breaks(I5);
 }
 
 #[rstest]

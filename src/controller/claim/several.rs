@@ -1,0 +1,538 @@
+//! Claims of several locks by random sequences: what [`plan`] decides, over the reference model of each lock's record.
+//!
+//! Redis is the model, etcd is the claim itself. The steps do to both what those of `walk.rs` do.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use proptest::test_runner::{Config, TestCaseResult};
+
+use super::plan::{self, Facts, Stage, Step, Store};
+use super::{STEPS, claim_of_id, in_line, remembered, request, waits_for};
+use crate::api::condition::{self, reasons, types};
+use crate::api::{
+    ClaimedLock, FINALIZER, LockClaim, LockClaimSpec, LockClaimStatus, LockMode, LockRequest, NodeUnreachablePolicy,
+    time,
+};
+use crate::controller::nodes::Reach;
+use crate::lease::{Acquired, Epoch, Grant, HolderId, LockKey, Mode, Renewed};
+use crate::store::model::{Model, Reign};
+use crate::store::{Hold, HoldState, Inspection, Opening, Provision, Remembered};
+
+/// The locks, and their permits.
+const LOCKS: [(&str, u32); 4] = [("a", 1), ("b", 2), ("c", 1), ("d", 2)];
+const LEASE: Duration = Duration::from_secs(15);
+/// How often what is kept is renewed, and what is over is ended.
+const BEAT_MS: i64 = 4_000;
+const START_MS: i64 = 1_000_000;
+/// In so many rounds, in each of which those that hold give back, every claim has its turn.
+const ROUNDS: usize = 60;
+/// So many claims for it alone wait for each lock meanwhile.
+const STREAM: usize = 2;
+
+/// What happens.
+#[derive(Debug, Clone)]
+enum Move {
+    /// The controller takes the next step of a claim.
+    Look(usize),
+    /// Somebody deletes a claim: it gives back, or gives up.
+    Delete(usize),
+    /// The controller is another one, that remembers nothing.
+    Forget,
+    /// Redis is another process, without data; whether the controller goes with it.
+    Lose { controller: bool },
+    /// So many beats pass.
+    Pass(i64),
+}
+
+/// A claim, as etcd has it.
+struct Actor {
+    claim: LockClaim,
+    /// The controller keeps for it a hold (`true`) or a place of these locks.
+    kept: BTreeMap<String, bool>,
+    /// Its finalizer is gone.
+    gone: bool,
+}
+
+impl Actor {
+    fn id(&self) -> HolderId {
+        plan::holder_id(&self.claim).expect("an id")
+    }
+}
+
+/// Where one stands: by its priority, then by its arrival.
+type Place = (Reverse<i32>, usize);
+
+struct World {
+    reign: Reign,
+    records: BTreeMap<&'static str, Model>,
+    actors: Vec<Actor>,
+    /// Of those that wait for a lock.
+    places: BTreeMap<&'static str, BTreeMap<HolderId, Place>>,
+    arrived: usize,
+    /// Redis processes there were.
+    processes: i64,
+}
+
+fn opening(process: i64) -> Opening {
+    let epoch = Epoch::new(process).expect("an epoch");
+    Opening { run_id: format!("run-{process}"), replid: "data".into(), epoch }
+}
+
+fn key(lock: &str) -> LockKey {
+    LockKey::new("shop", lock).expect("a name")
+}
+
+fn record(reign: &Reign, permits: u32) -> Model {
+    let first = opening(1);
+    let mut record = Model::new(START_MS, (first.run_id.clone(), first.replid.clone()));
+    record.open(reign, &first).expect("it is opened");
+    record.provision(reign, &Provision::new("lock", permits, LEASE)).expect("it is provisioned");
+    record
+}
+
+fn crowded(holds: &[Hold], permits: u32) -> bool {
+    let has = |mode| holds.iter().any(|hold| hold.mode == mode);
+    let counted: u32 = holds.iter().map(|hold| hold.mode.counted()).sum();
+    if has(Mode::Exclusive) { holds.len() > 1 } else { counted + u32::from(has(Mode::Shared)) > permits }
+}
+
+impl World {
+    fn of(specs: Vec<LockClaimSpec>) -> Self {
+        let reign = Reign { uid: "store".into(), term: 1 };
+        let records = LOCKS.iter().map(|(lock, permits)| (*lock, record(&reign, *permits))).collect();
+        let places = LOCKS.iter().map(|(lock, _)| (*lock, BTreeMap::new())).collect();
+        let mut world = Self { reign, records, actors: Vec::new(), places, arrived: 0, processes: 1 };
+        specs.into_iter().for_each(|spec| world.create(spec));
+        world
+    }
+
+    fn create(&mut self, spec: LockClaimSpec) {
+        let name = format!("claim-{}", self.actors.len());
+        let mut claim = LockClaim::new(&name, spec);
+        claim.metadata.namespace = Some("shop".into());
+        claim.metadata.uid = Some(format!("uid-of-{name}"));
+        claim.metadata.finalizers = Some(vec![FINALIZER.into()]);
+        self.actors.push(Actor { claim, kept: BTreeMap::new(), gone: false });
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.records["a"].now).expect("a time")
+    }
+
+    fn record(&mut self, lock: &str) -> &mut Model {
+        self.records.get_mut(lock).expect("one of the locks")
+    }
+
+    fn seen(&self) -> BTreeMap<&'static str, Inspection> {
+        self.records.iter().map(|(lock, record)| (*lock, record.inspect().expect("a record"))).collect()
+    }
+
+    /// Does it and checks what must hold; whether a claim has a next step at once.
+    fn act(&mut self, what: &Move) -> Result<bool, TestCaseError> {
+        let before = self.seen();
+        let goes_on = match what {
+            Move::Look(who) => self.look(*who, &before)?,
+            Move::Delete(who) => {
+                let now = self.now();
+                self.actors[*who].claim.metadata.deletion_timestamp.get_or_insert(time::seconds(now));
+                false
+            }
+            Move::Forget => {
+                self.forget();
+                self.beat(0);
+                false
+            }
+            Move::Lose { controller } => {
+                if *controller {
+                    self.forget();
+                }
+                self.lose(&before)?;
+                // What is put back is not granted.
+                self.check(&self.seen())?;
+                return Ok(false);
+            }
+            Move::Pass(beats) => {
+                (0..*beats).for_each(|_| self.beat(BEAT_MS));
+                false
+            }
+        };
+        self.check(&before)?;
+        Ok(goes_on)
+    }
+
+    fn forget(&mut self) {
+        self.reign.term += 1;
+        self.actors.iter_mut().for_each(|actor| actor.kept.clear());
+    }
+
+    /// Each record is put back from etcd; whoever had a place, or a hold that nobody was told of, waits.
+    fn lose(&mut self, before: &BTreeMap<&'static str, Inspection>) -> TestCaseResult {
+        self.processes += 1;
+        let (to, now, reign) = (opening(self.processes), self.now(), self.reign.clone());
+        for (lock, permits) in LOCKS {
+            let there = || self.actors.iter().enumerate().filter(|(_, actor)| !actor.gone);
+            let holds: Vec<Remembered> =
+                there().filter_map(|(_, actor)| remembered(&actor.claim, &key(lock))).collect();
+            let waits = |actor: &Actor| waits_for(&actor.claim, &key(lock), actor.kept.contains_key(lock), now);
+            let waiting = there().filter(|(_, actor)| waits(actor)).map(|(at, actor)| (&actor.claim, at));
+            let waiters = in_line(&key(lock), now, waiting);
+            let has = |id: &HolderId| {
+                waiters.iter().map(|w| &w.request.id).chain(holds.iter().map(|h| &h.id)).any(|i| i == id)
+            };
+            let had = &before[lock];
+            for id in had.holds.iter().map(|hold| &hold.id).chain(had.waiters.iter().map(|(id, _)| id)) {
+                let owner = there().find(|(_, actor)| actor.id() == *id).map(|(_, actor)| &actor.claim);
+                let over = owner.is_none_or(|claim| {
+                    plan::stage(claim) == Stage::Releasing || plan::wait_left(claim, now) == Some(Duration::ZERO)
+                });
+                prop_assert!(over || has(id), "{} has lost its place at {lock}", id.as_str());
+            }
+            let quarantine = LEASE + Duration::from_secs(1);
+            let wanted = Provision { quarantine, holds, waiters, ..Provision::new("lock", permits, LEASE) };
+            let record = self.records.get_mut(lock).expect("one of the locks");
+            record.restart((to.run_id.clone(), to.replid.clone()));
+            record.restore(&reign, &wanted, &to).expect("it reigns");
+            record.open(&reign, &to).expect("it reigns");
+            self.places.get_mut(lock).expect("one of the locks").clear();
+        }
+        Ok(())
+    }
+
+    /// The heartbeat, the renewals and the ends of one moment.
+    fn beat(&mut self, passed: i64) {
+        let Self { reign, records, actors, .. } = self;
+        for (lock, record) in records {
+            record.now += passed;
+            record.heartbeat(reign, &reign.term.to_string(), 0).expect("it reigns");
+            for actor in actors.iter().filter(|actor| actor.kept.get(*lock) == Some(&true)) {
+                record.renew(&actor.id());
+            }
+            record.expire(reign).expect("it reigns");
+        }
+    }
+
+    fn look(&mut self, who: usize, before: &BTreeMap<&'static str, Inspection>) -> Result<bool, TestCaseError> {
+        let Actor { claim, gone, .. } = &self.actors[who];
+        if *gone {
+            return Ok(false);
+        }
+        let facts = Facts {
+            store: Store::Open,
+            about: "a".into(),
+            pod: None,
+            reach: Reach::Ready,
+            forced: None,
+            policy: NodeUnreachablePolicy::Keep,
+            max_hold: None,
+            in_doubt: false,
+            now: self.now(),
+        };
+        let is_free = |one: &LockRequest| {
+            let record = &before[one.name.as_str()];
+            record.holds.is_empty() && record.waiters.is_empty() && record.quarantine == 0
+        };
+        let at_once = claim.status.is_none() && claim.spec.locks.iter().all(is_free);
+        match plan::plan(claim, &facts) {
+            Step::Contend => {
+                let goes_on = self.contend(who);
+                let granted = plan::stage(&self.actors[who].claim) == Stage::Granted;
+                prop_assert!(granted || !at_once, "{who} was not granted, though nobody has or wants its locks");
+                Ok(goes_on)
+            }
+            Step::Pin => Ok(self.pin(who)),
+            Step::Release(..) => Ok(self.write(who, false, reasons::RELEASING, |_| {})),
+            Step::Free | Step::Withdraw => {
+                self.free_all(who);
+                self.actors[who].gone = true;
+                Ok(false)
+            }
+            Step::RemoveFinalizer => {
+                self.actors[who].gone = true;
+                Ok(false)
+            }
+            Step::Keep(..) => {
+                self.keep_all(who);
+                Ok(false)
+            }
+            Step::Rest(_) => Ok(false),
+            other => Err(TestCaseError::fail(format!("nothing leads to {other:?}"))),
+        }
+    }
+
+    fn write(&mut self, who: usize, held: bool, reason: &str, change: impl FnOnce(&mut LockClaimStatus)) -> bool {
+        let now = self.now();
+        let status = self.actors[who].claim.status.get_or_insert_default();
+        status.start_time.get_or_insert(time::seconds(now));
+        condition::set(&mut status.conditions, types::HELD, held, reason, "", None, now);
+        change(status);
+        true
+    }
+
+    /// Asks for each lock once those before it are granted.
+    fn contend(&mut self, who: usize) -> bool {
+        let (claim, now, reign) = (self.actors[who].claim.clone(), self.now(), self.reign.clone());
+        let (asked, mut grants) = (plan::in_order(&claim), BTreeMap::new());
+        for (at, one) in asked.iter().enumerate() {
+            let request = request(&claim, one, now).expect("a request");
+            self.actors[who].kept.entry(one.name.clone()).or_insert(false);
+            let answer = self.record(&one.name).claim(&reign, &request).expect("it reigns");
+            let kept = &mut self.actors[who].kept;
+            let Acquired::Granted(grant) = answer else {
+                kept.insert(one.name.clone(), false);
+                if matches!(answer, Acquired::Queued { .. }) && !self.keeps_its_places(who, &asked[at + 1..]) {
+                    return self.next_attempt(who);
+                }
+                return self.not_granted(who, &one.name, answer);
+            };
+            if asked.len() > 1 {
+                kept.insert(one.name.clone(), true);
+            }
+            grants.insert(one.name.clone(), grant);
+        }
+        self.granted(who, &grants)
+    }
+
+    fn keeps_its_places(&mut self, who: usize, next: &[&LockRequest]) -> bool {
+        let (claim, now, reign) = (self.actors[who].claim.clone(), self.now(), self.reign.clone());
+        for one in next {
+            let kept = self.actors[who].kept.contains_key(&one.name);
+            if kept || plan::has_stood_at(&claim, &one.name) {
+                let request = request(&claim, one, now).expect("a request");
+                let answer = self.record(&one.name).reserve(&reign, &request).expect("it reigns");
+                if matches!(answer, Acquired::Granted(_) | Acquired::Lost) {
+                    return false;
+                }
+                self.actors[who].kept.insert(one.name.clone(), false);
+            }
+        }
+        true
+    }
+
+    fn granted(&mut self, who: usize, grants: &BTreeMap<String, Grant>) -> bool {
+        let at = time::micros(self.now());
+        let claimed = |(name, grant): (&String, &Grant)| {
+            let (name, fencing_token, acquire_time) = (name.clone(), grant.token.get(), at.clone());
+            ClaimedLock { name, fencing_token, acquire_time, expire_time: None }
+        };
+        let (id, locks) = (self.actors[who].id(), grants.iter().map(claimed).collect());
+        self.write(who, false, reasons::GRANTED, |status| {
+            (status.holder_id, status.locks, status.reached) = (Some(id.as_str().to_owned()), locks, None);
+        })
+    }
+
+    fn not_granted(&mut self, who: usize, lock: &str, answer: Acquired) -> bool {
+        match answer {
+            Acquired::Queued { .. } => {
+                let known = plan::has_reached(&self.actors[who].claim, lock);
+                self.write(who, false, reasons::WAITING, |status| {
+                    if !known {
+                        status.reached = Some(lock.to_owned());
+                    }
+                });
+                false
+            }
+            Acquired::Lost => self.next_attempt(who),
+            Acquired::Busy { .. } => {
+                let now = self.now();
+                self.free_all(who);
+                self.write(who, false, reasons::WAIT_TIMEOUT, |status| {
+                    condition::set(&mut status.conditions, types::FINISHED, true, reasons::WAIT_TIMEOUT, "", None, now);
+                })
+            }
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// What is held of the others goes, under the id of before.
+    fn next_attempt(&mut self, who: usize) -> bool {
+        self.free_all(who);
+        let attempt = plan::attempt(&self.actors[who].claim) + 1;
+        self.write(who, false, reasons::WAITING, |status| {
+            (status.attempt, status.holder_id, status.reached) = (Some(attempt), None, None);
+            status.locks.clear();
+        })
+    }
+
+    fn pin(&mut self, who: usize) -> bool {
+        let (claim, id, reign) = (self.actors[who].claim.clone(), self.actors[who].id(), self.reign.clone());
+        for one in plan::in_order(&claim) {
+            let token = plan::recorded_token(&claim, &one.name).expect("it was granted");
+            let record = self.record(&one.name).inspect().expect("a record");
+            let is_old = token.epoch().get() < self.processes;
+            if is_old && record.is_taken_since(token) {
+                return self.next_attempt(who);
+            }
+            if is_old && record.quarantine > 0 {
+                return false;
+            }
+            let pinned = self.record(&one.name).pin(&reign, &id).expect("it reigns");
+            if !matches!(pinned, Renewed::Held(grant) if grant.token == token) {
+                return self.next_attempt(who);
+            }
+        }
+        self.keep_all(who);
+        self.write(who, true, reasons::HELD, |_| {})
+    }
+
+    fn keep_all(&mut self, who: usize) {
+        let Actor { claim, kept, .. } = &mut self.actors[who];
+        kept.extend(claim.spec.locks.iter().map(|one| (one.name.clone(), true)));
+    }
+
+    fn free_all(&mut self, who: usize) {
+        let (claim, id, reign) = (self.actors[who].claim.clone(), self.actors[who].id(), self.reign.clone());
+        self.actors[who].kept.clear();
+        for one in &claim.spec.locks {
+            self.record(&one.name).free(&reign, &id).expect("it reigns");
+        }
+    }
+
+    fn check(&mut self, before: &BTreeMap<&'static str, Inspection>) -> TestCaseResult {
+        let after = self.seen();
+        for (lock, record) in &after {
+            let told = |hold: &&Hold| {
+                let of_hold = self.actors.iter().find(|actor| !actor.gone && actor.id() == hold.id);
+                of_hold.is_some_and(|actor| plan::stage(&actor.claim) == Stage::Told)
+            };
+            let told: Vec<Hold> = record.holds.iter().filter(told).cloned().collect();
+            prop_assert!(!crowded(&told, record.permits), "I1: {lock} is held by {told:?}");
+            let put_back = record.is_over_full();
+            prop_assert!(put_back == crowded(&record.holds, record.permits), "{:?}", record.holds);
+            prop_assert!(!put_back || self.processes > 1, "I1: {lock} is held by {:?}", record.holds);
+            let present = record.holds.iter().map(|hold| &hold.id).chain(record.waiters.iter().map(|(id, _)| id));
+            for id in present {
+                let there = |actor: &Actor| !actor.gone && plan::stage(&actor.claim) != Stage::Finished;
+                let known = self.actors.iter().any(|actor| there(actor) && actor.id() == *id);
+                prop_assert!(known, "{} has or wants {lock}, and is over", id.as_str());
+            }
+            self.check_order(lock, &before[lock], record)?;
+        }
+        for Actor { claim, .. } in self.actors.iter().filter(|actor| plan::stage(&actor.claim) == Stage::Told) {
+            for one in &claim.spec.locks {
+                let token = plan::recorded_token(claim, &one.name);
+                let holds = &after[one.name.as_str()].holds;
+                let held = holds.iter().any(|hold| hold.state == HoldState::Pinned && Some(hold.token) == token);
+                prop_assert!(held, "{} was told, and holds no {}", claim.name_any(), one.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody is granted while one waits that came before, of the same or a higher priority, and has the locks before it.
+    fn check_order(&mut self, lock: &'static str, before: &Inspection, after: &Inspection) -> TestCaseResult {
+        let granted =
+            after.holds.iter().map(|hold| &hold.id).filter(|id| before.holds.iter().all(|old| old.id != **id));
+        let granted: Vec<&HolderId> = granted.collect();
+        let places = self.places.get_mut(lock).expect("one of the locks");
+        for id in after.waiters.iter().map(|(id, _)| id).chain(granted.iter().copied()) {
+            let priority = self.actors.iter().find(|actor| actor.claim.uid().as_deref() == claim_of_id(id));
+            let priority = priority.map_or(0, |actor| actor.claim.spec.priority);
+            self.arrived += 1;
+            places.entry(id.clone()).or_insert((Reverse(priority), self.arrived));
+        }
+        for id in granted {
+            let overtaken = after
+                .waiters
+                .iter()
+                .find(|(waiting, _)| places[waiting] < places[id] && !self.records[lock].is_reserved(waiting));
+            prop_assert!(overtaken.is_none(), "{} overtakes {overtaken:?} at {lock}", id.as_str());
+        }
+        places.retain(|id, _| after.waiters.iter().any(|(waiting, _)| waiting == id));
+        Ok(())
+    }
+
+    /// Those that wait for one lock alone never end.
+    fn stream(&mut self) {
+        for (lock, _) in LOCKS {
+            let alone = |actor: &&Actor| !actor.gone && actor.claim.lock_names() == lock;
+            for _ in self.actors.iter().filter(alone).count()..STREAM {
+                self.create(LockClaimSpec::for_lock(lock));
+            }
+        }
+    }
+
+    /// Everybody goes on, and gives back what it holds: each claim has its turn, and then nothing is left.
+    fn settle(mut self) -> TestCaseResult {
+        let claims = self.actors.len();
+        for _ in 0..ROUNDS {
+            if self.actors[..claims].iter().all(|actor| actor.gone) {
+                return Ok(());
+            }
+            self.stream();
+            for who in 0..self.actors.len() {
+                for _ in 0..STEPS {
+                    if !self.act(&Move::Look(who))? {
+                        break;
+                    }
+                }
+                if plan::stage(&self.actors[who].claim) == Stage::Told {
+                    self.act(&Move::Delete(who))?;
+                }
+            }
+            self.act(&Move::Pass(1))?;
+        }
+        let waiting: Vec<_> = self.actors[..claims].iter().filter(|a| !a.gone).map(|a| a.claim.name_any()).collect();
+        Err(TestCaseError::fail(format!("{waiting:?} have had no turn in {ROUNDS} rounds: {:#?}", self.seen())))
+    }
+}
+
+fn share(lock: &'static str, permits: u32) -> impl Strategy<Value = LockRequest> {
+    let counted = move |permits| LockRequest { permits, ..LockRequest::new(lock) };
+    let by_mode = move |mode| LockRequest { mode: Some(mode), ..LockRequest::new(lock) };
+    prop_oneof![
+        3 => (1..=permits.cast_signed()).prop_map(move |permits| counted(Some(permits))),
+        1 => select(vec![LockMode::Shared, LockMode::Exclusive]).prop_map(by_mode),
+    ]
+}
+
+/// One to all of the first locks, in any order.
+fn spec(of: usize) -> impl Strategy<Value = LockClaimSpec> {
+    let locks = subsequence(LOCKS[..of].to_vec(), 1..=of).prop_shuffle();
+    let locks =
+        locks.prop_flat_map(|locks| locks.into_iter().map(|(lock, permits)| share(lock, permits)).collect::<Vec<_>>());
+    let patience = prop_oneof![4 => Just(None), 1 => (0..40).prop_map(Some)];
+    (locks, 0..2, patience).prop_map(|(locks, priority, wait_timeout_seconds)| LockClaimSpec {
+        locks,
+        priority,
+        wait_timeout_seconds,
+        ..LockClaimSpec::default()
+    })
+}
+
+fn one_move(claims: usize) -> impl Strategy<Value = Move> {
+    prop_oneof![
+        12 => (0..claims).prop_map(Move::Look),
+        2 => (0..claims).prop_map(Move::Delete),
+        1 => Just(Move::Forget),
+        1 => any::<bool>().prop_map(|controller| Move::Lose { controller }),
+        2 => (1..8_i64).prop_map(Move::Pass),
+    ]
+}
+
+fn sequence() -> impl Strategy<Value = (Vec<LockClaimSpec>, Vec<Move>)> {
+    let specs = (1..=LOCKS.len()).prop_flat_map(|of| vec(spec(of), 1..=6));
+    specs.prop_flat_map(|specs| {
+        let moves = vec(one_move(specs.len()), 0..60);
+        (Just(specs), moves)
+    })
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 1_000, max_shrink_iters: 500, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn all_are_held_or_none_nobody_is_overtaken_and_everybody_has_its_turn((specs, moves) in sequence()) {
+        let mut world = World::of(specs);
+        for one in &moves {
+            world.act(one)?;
+        }
+        world.settle()?;
+    }
+}
