@@ -177,7 +177,8 @@ pub(super) async fn run(renewals: &Renewals, stores: &SharedStores, triggers: &T
     }
 }
 
-/// A hold that the record lacks is a matter for the lock's loop: it puts it back.
+/// A hold that the record lacks is a matter for the lock's loop, that puts it back, and for its claim's: where nobody was
+/// told of it yet, that begins anew.
 fn heed(
     renewals: &Renewals,
     batch: &[(LockKey, HolderId)],
@@ -195,6 +196,9 @@ fn heed(
                 metrics.renewals.missing.inc();
                 warn!(%lock, ?id, ?answer, "a delegated hold is missing in Redis; it will be put back");
                 triggers.lock(lock_ref(lock));
+                if let Some(claim) = renewals.claim_of(id) {
+                    triggers.claim(claim);
+                }
             }
         }
     }

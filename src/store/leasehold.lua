@@ -198,10 +198,11 @@ local function done(l, reply)
 end
 
 -- Remembers that an id has ended, and how: `r`eleased, `e`xpired, `c`ancelled. A late duplicate of its
--- acquire then grants nothing. Of a lock the last REMEMBERED are remembered.
+-- acquire then grants nothing, and a controller that comes back sees that a claim has lost what it was granted, and begins
+-- anew. Of a lock the last REMEMBERED are remembered, so long, whatever the lease: it may take a while to come back.
 local function remember(l, id, how, now)
   local h = l.h
-  put(l, field_of(l, id), struct.pack(ENDED_ID, h.finished, now + math.min(h.lease, REMEMBER_MS), how))
+  put(l, field_of(l, id), struct.pack(ENDED_ID, h.finished, now + REMEMBER_MS, how))
   h.finished = h.finished + 1
   if h.finished % REMEMBERED == 0 then l.forget = true end
 end
@@ -613,7 +614,7 @@ local function give_back(key, field, config, state, own, now)
   if used + shared + exclusive == 0 then due = 0 end
   redis.call('HSET', key,
     'state', struct.pack(STATE, last, used, shared, exclusive, 0, seq, finished + 1, sealed, not_before, due),
-    field, struct.pack(ENDED_ID, finished, now + math.min(c.lease, REMEMBER_MS), 'r'))
+    field, struct.pack(ENDED_ID, finished, now + REMEMBER_MS, 'r'))
   note_change(c.store, key)
   return {'released'}
 end

@@ -17,7 +17,7 @@ mod watches;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use contention::{Load, contend, for_a_while};
+use contention::{Load, acquisitions, contend, for_a_while, long_enough};
 use dice::Dice;
 use stage::{Set, Stage};
 use strikes::Fault;
@@ -25,15 +25,22 @@ use strikes::Fault;
 use crate::support::history::{Entry, Event, Share, check, read};
 use crate::support::{LIMIT, wait_for};
 
+/// A run with fewer acquisitions shows nothing.
+const ENOUGH: usize = 50;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_contended_store_keeps_its_promises() {
     let mut stage = Stage::new(Set::default()).await;
-    let outcome = contend(&mut stage, &Load::default(), 1, async |_| for_a_while(Duration::from_secs(8)).await).await;
+    let outcome = contend(&mut stage, &Load::default(), 1, async |stage| {
+        for_a_while(Duration::from_secs(8)).await;
+        long_enough(|| acquisitions(&stage.recorder.history()) > ENOUGH).await;
+    })
+    .await;
     outcome.keep("contended");
-    let acquisitions = outcome.acquisitions();
-    println!("{acquisitions} acquisitions, updates lost (fenced, unfenced): {:?}", outcome.lost_updates());
+    let count = outcome.acquisitions();
+    println!("{count} acquisitions, updates lost (fenced, unfenced): {:?}", outcome.lost_updates());
     assert!(outcome.violations.is_empty());
-    assert!(acquisitions > 50, "only {acquisitions} acquisitions");
+    assert!(count > ENOUGH, "only {count} acquisitions");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -81,6 +81,11 @@ pub(super) fn records(lock: &DistributedLock, id: &HolderId) -> bool {
     lock.leaders().iter().any(|leader| holder_id(lock, &leader.pod_uid, leader.attempt).as_ref() == Some(id))
 }
 
+/// Whether this is a choice that the lock doesn't record: nobody was told of it, or it is over.
+pub(super) fn is_stray(lock: &DistributedLock, id: &HolderId) -> bool {
+    is_choice(lock, id) && !records(lock, id)
+}
+
 /// The holds of leaders that etcd remembers and isn't taking back.
 pub(super) fn remembered(lock: &DistributedLock) -> Vec<Remembered> {
     let leaders = lock.leaders().iter().filter(|leader| !leader.releasing);
@@ -425,8 +430,8 @@ impl<'a> Election<'a> {
     /// after a quorum has shown that nobody records it.
     async fn free_strays(&self) -> Result<(), Error> {
         let Some(record) = self.open.control.store().inspect(self.key).await? else { return Ok(()) };
-        let choices = record.holds.iter().map(|hold| &hold.id).filter(|id| is_choice(&self.lock, id));
-        let unknown: Vec<&HolderId> = choices.filter(|id| !records(&self.lock, id)).collect();
+        let unknown: Vec<&HolderId> =
+            record.holds.iter().map(|hold| &hold.id).filter(|id| is_stray(&self.lock, id)).collect();
         if unknown.is_empty() {
             return Ok(());
         }

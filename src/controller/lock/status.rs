@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
+use super::super::election;
 use crate::api::condition::{self, reasons, types};
 use crate::api::{DistributedLock, DistributedLockStatus, LockHolder, LockMode, time};
 use crate::lease::{HolderId, Mode};
@@ -79,7 +80,8 @@ fn permits_held(holds: &[&Hold], permits: u32) -> u32 {
     permits_counted(holds.iter().copied())
 }
 
-/// The status that says what the record says. Without a record the holders of before are kept: unknown is not free.
+/// The status that says what the record says, but for a choice that etcd doesn't remember: that is nobody's hold. Without
+/// a record the holders of before are kept: unknown is not free.
 pub(super) fn describe(
     lock: &DistributedLock,
     record: Option<&Inspection>,
@@ -90,7 +92,7 @@ pub(super) fn describe(
     let generation = lock.metadata.generation;
     status.observed_generation = generation;
     if let Some(record) = record {
-        let holds: Vec<&Hold> = record.held().collect();
+        let holds: Vec<&Hold> = record.held().filter(|hold| !election::is_stray(lock, &hold.id)).collect();
         let holders: Vec<LockHolder> = holds.iter().take(LISTED).map(|hold| holder(hold)).collect();
         let before = status.fencing_token.unwrap_or(0);
         let new = holds.iter().filter(|hold| hold.token.get() > before).count();
@@ -176,6 +178,7 @@ fn without_times(status: &DistributedLockStatus) -> DistributedLockStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::{ElectedLeader, ElectionStatus};
     use crate::lease::FencingToken;
     use crate::store::HoldState;
 
@@ -231,6 +234,28 @@ mod tests {
         offer.state = HoldState::Offer;
         let status = described(&DistributedLock::default(), vec![offer]);
         assert_eq!((status.holder, status.fencing_token, status.holder_count), (None, None, 0));
+    }
+
+    #[test]
+    fn a_choice_is_a_hold_once_etcd_remembers_it() {
+        let mut lock = DistributedLock::default();
+        lock.metadata.uid = Some("lock".into());
+        let chosen = vec![hold("lock.pod.1", 7, Mode::Counted(1), 9000)];
+        let status = described(&lock, chosen.clone());
+        assert_eq!((status.holder, status.fencing_token, status.holder_count), (None, None, 0));
+        let leader = ElectedLeader {
+            pod_name: "pod".into(),
+            pod_uid: "pod".into(),
+            attempt: 1,
+            fencing_token: 7,
+            node_name: None,
+            containers: String::new(),
+            releasing: false,
+        };
+        let election = Some(ElectionStatus { leaders: vec![leader], ..ElectionStatus::default() });
+        lock.status = Some(DistributedLockStatus { election, ..DistributedLockStatus::default() });
+        let status = described(&lock, chosen);
+        assert_eq!((status.fencing_token, status.holder_count, status.transitions), (Some(7), 1, 1));
     }
 
     #[test]

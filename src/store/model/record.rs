@@ -61,7 +61,7 @@ impl Record {
     }
 
     pub(super) fn remember(&mut self, id: HolderId, how: Ended, now: i64) {
-        self.finished.push((id, now + self.lease.min(REMEMBER_MS), how));
+        self.finished.push((id, now + REMEMBER_MS, how));
         if self.finished.len() > REMEMBERED {
             self.finished.remove(0);
         }

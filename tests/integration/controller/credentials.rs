@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::fixture::{Fixture, Site, a_while, is_ready, request};
 use super::stores::tls_secret;
-use crate::support::{Certificates, LIMIT, RedisServer, eventually, wait_for};
+use crate::support::{Certificates, LIMIT, RedisServer, Scratch, eventually, wait_for};
 
 /// Merges into the metadata of the test's namespace.
 async fn mark(site: &Site, metadata: Value) {
@@ -318,4 +318,23 @@ async fn the_authority_of_a_redis_with_tls_is_in_the_secret() {
         _ => None,
     };
     assert!(eventually(LIMIT, granted).await.is_some(), "it gets no lock");
+    store(&secret).release(&f.key("a"), &request("one", Wait::No).id).await.expect("released");
+    run_holds(&f, &secret, "a").await;
+}
+
+/// `leasehold run` with the Secret as a volume of the pod has it.
+async fn run_holds(f: &Fixture, secret: &Secret, lock: &str) {
+    let folder = Scratch::new("mounted");
+    for key in secret.data.iter().flatten().map(|(key, _)| key) {
+        folder.write(key, &text(secret, key));
+    }
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.args(["run", "--wait=10", "--namespace", f.test.name(), "--lock", lock, "--connection"]);
+    command.arg(folder.path()).args(["--", "sh", "-c", "echo token $LEASEHOLD_TOKEN"]);
+    let ran = tokio::task::spawn_blocking(move || command.output()).await.expect("it ends").expect("it runs");
+    let (said, errors) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(ran.status.code(), Some(0), "{errors}");
+    let token = said.trim().strip_prefix("token ").and_then(|token| token.parse::<i64>().ok());
+    let last = store(secret).inspect(&f.key(lock)).await.expect("an answer").expect("a record").last;
+    assert_eq!(token, Some(last), "{said}");
 }

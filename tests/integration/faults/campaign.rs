@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::contention::{contend, for_a_while};
+use super::contention::{acquisitions, contend, for_a_while, long_enough};
 use super::dice::Dice;
 use super::stage::Stage;
 use super::strikes::Fault;
@@ -50,6 +50,7 @@ async fn row(fault: Fault, seed: u64) -> Shown {
         stage.heals().await;
         stage.recorder.note(Event::Healed);
         for_a_while(AFTER).await;
+        long_enough(|| acquisitions(&stage.recorder.history()) >= ENOUGH).await;
     })
     .await;
     outcome.keep(&format!("{fault:?}-{seed}"));

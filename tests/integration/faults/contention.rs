@@ -1,5 +1,6 @@
 //! A contended store, for a while; and what its history shows.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ use crate::support::history::{Entry, Event, Invariant, Violation, check, lost_up
 
 /// The name of claims that hold for long.
 pub(super) const LONG: &str = "long";
+
+const ENOUGH_BY: Duration = Duration::from_secs(90);
 
 /// Who contends.
 #[derive(Debug, Clone)]
@@ -70,15 +73,8 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// How often somebody learned that it holds.
     pub(super) fn acquisitions(&self) -> usize {
-        let mut ids = std::collections::HashSet::new();
-        let granted = self.history.iter().filter(|entry| match &entry.event {
-            Event::Holds { id, .. } => ids.insert(id.clone()),
-            Event::Marked { leads, token: Some(token), .. } => *leads && ids.insert(token.to_string()),
-            _ => false,
-        });
-        granted.count()
+        acquisitions(&self.history)
     }
 
     /// Updates that were lost, of the counters that refuse old tokens and of the others.
@@ -113,6 +109,17 @@ impl fmt::Display for Outcome {
         }
         write!(f, "{} violations", self.violations.len())
     }
+}
+
+/// How often somebody learned that it holds.
+pub(super) fn acquisitions(history: &[Entry]) -> usize {
+    let mut ids = HashSet::new();
+    let granted = history.iter().filter(|entry| match &entry.event {
+        Event::Holds { id, .. } => ids.insert(id.clone()),
+        Event::Marked { leads, token: Some(token), .. } => *leads && ids.insert(token.to_string()),
+        _ => false,
+    });
+    granted.count()
 }
 
 /// Lets them contend while `script` does to the stage what it wants.
@@ -165,6 +172,14 @@ pub(super) async fn contend(
     ended.await.expect("the holders end in time");
     let history = stage.recorder.history();
     Outcome { violations: check(&history), history }
+}
+
+/// Until enough has been seen, on a slow machine too; who asks for it says so when it was too little.
+pub(super) async fn long_enough(enough: impl Fn() -> bool) {
+    let start = tokio::time::Instant::now();
+    while !enough() && start.elapsed() < ENOUGH_BY {
+        for_a_while(Duration::from_secs(1)).await;
+    }
 }
 
 /// As long as nothing is broken.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::claims::{For, Wanted};
-use super::contention::{Load, contend, for_a_while};
+use super::contention::{Load, contend, for_a_while, long_enough};
 use super::stage::{Set, Stage};
 use super::strikes::Fault;
 use crate::support::history::Event;
@@ -12,8 +12,6 @@ const RING: [&str; 6] = ["ring-1", "ring-2", "ring-3", "ring-4", "ring-5", "ring
 /// A run with fewer acquisitions shows nothing.
 const ENOUGH: usize = 200;
 const KILLS: usize = 3;
-/// Of the killing.
-const LIMIT: Duration = Duration::from_secs(90);
 
 fn load() -> Load {
     let claimants =
@@ -40,10 +38,7 @@ async fn random_claims_of_several_locks_keep_their_promises_while_controllers_ar
             stage.heals().await;
             stage.recorder.note(Event::Healed);
         }
-        let start = tokio::time::Instant::now();
-        while acquisitions(stage) < ENOUGH && start.elapsed() < LIMIT {
-            for_a_while(Duration::from_secs(1)).await;
-        }
+        long_enough(|| acquisitions(stage) >= ENOUGH).await;
         count = acquisitions(stage);
     })
     .await;

@@ -147,17 +147,23 @@ impl Stage {
 
     /// The controller that leads.
     pub(super) async fn leading(&self) -> Replica {
+        self.leading_with("leads", "").await
+    }
+
+    /// The one that leads, once its metrics have this line, too.
+    async fn leading_with(&self, what: &str, line: &str) -> Replica {
         let replicas = [(Replica::First, &self.f.controller), (Replica::Second, &self.other)];
         let leading = async || {
             for (replica, controller) in replicas {
                 let metrics = controller.get("/metrics").await;
-                if metrics.is_some_and(|(_, metrics)| metrics.contains("\nleader_election_master_status 1\n")) {
+                let has = |line: &str| metrics.as_ref().is_some_and(|(_, metrics)| metrics.contains(line));
+                if has("\nleader_election_master_status 1\n") && has(line) {
                     return Some(replica);
                 }
             }
             None
         };
-        wait_for("a controller leads", LIMIT, leading).await
+        wait_for(&format!("a controller {what}"), LIMIT, leading).await
     }
 
     pub(super) fn controller(&mut self, replica: Replica) -> &mut Controller {
@@ -177,10 +183,12 @@ impl Stage {
         }
     }
 
-    /// Waits until every lock grants again: its gate is open and its quarantine is over.
+    /// Waits until every lock grants again: its gate is open and its quarantine is over. What the store says may be of
+    /// before the fault: the leader says itself that it has opened it.
     pub(super) async fn heals(&mut self) {
         self.revive().await;
-        self.leading().await;
+        let open = format!("\nleasehold_store_ready{{store=\"{}\"}} 1\n", self.f.store_name());
+        self.leading_with("has opened the store", &open).await;
         self.f.store_is("is Ready", |store| ready(store).is_some_and(|(is, _)| is)).await;
         let store = self.arena.store();
         for lock in &self.arena.locks {

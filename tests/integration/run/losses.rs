@@ -21,6 +21,7 @@ const STUBBORN: &str = "trap '' TERM; sleep 600 & echo $! > $T/child; echo $$ > 
 #[case::redis_is_emptied("empty")]
 #[case::no_answer_comes("hold")]
 #[case::connections_are_refused("refuse")]
+#[case::answers_are_as_late_as_the_lease_is_long("late")]
 #[tokio::test]
 async fn a_stubborn_command_is_killed_before_the_next_one_is_granted(#[case] fault: &str) {
     let mut scene = Scene::with_lease(LEASE).await;
@@ -45,6 +46,7 @@ async fn a_stubborn_command_is_killed_before_the_next_one_is_granted(#[case] fau
             scene.open_again(LEASE).await;
         }
         "hold" => scene.proxy.hold_replies(true),
+        "late" => scene.proxy.delay_replies(LEASE),
         _ => {
             scene.proxy.refuse(true).await;
             scene.proxy.cut();
@@ -205,7 +207,7 @@ async fn what_passes_within_the_lease_is_survived(#[case] fault: &str) {
     match fault {
         "cut" => scene.proxy.cut(),
         "drop" => scene.proxy.drop_replies(2),
-        "delay" => scene.proxy.delay_replies(Duration::from_millis(300)),
+        "delay" => scene.proxy.delay_replies(Duration::from_millis(400)),
         _ => {
             scene.declared.server.send::<()>("CONFIG SET appendonly yes").await;
             scene.declared.server.send::<()>("SAVE").await;

@@ -16,6 +16,8 @@ struct Waiter<'a> {
     queued: Option<&'a Entry>,
     /// When it learned that it holds.
     served: Option<&'a Entry>,
+    /// It asks for other locks, too.
+    several: bool,
     /// Its first token, whoever tells it: also of a grant that it has not waited for.
     token: Option<i64>,
     /// Until when it is known to have waited, if it was not served.
@@ -37,7 +39,11 @@ fn first_tokens(history: &[Entry]) -> HashMap<(&str, &str), i64> {
     first
 }
 
-fn waiter<'a>(acquisition: &Acquisition<'a>, first: &HashMap<(&str, &str), i64>) -> Option<Waiter<'a>> {
+fn waiter<'a>(
+    story: &Story<'_>,
+    acquisition: &Acquisition<'a>,
+    first: &HashMap<(&str, &str), i64>,
+) -> Option<Waiter<'a>> {
     let Acquisition { lock, id, .. } = *acquisition;
     if acquisition.missed.is_some() {
         return None;
@@ -48,7 +54,8 @@ fn waiter<'a>(acquisition: &Acquisition<'a>, first: &HashMap<(&str, &str), i64>)
     let waited = acquisition.gave_up.map_or(Micros::MAX, |_| told);
     let served = acquisition.grant().map(|grant| grant.entry);
     let (queued, token) = (acquisition.queued.first().copied(), first.get(&(lock, id)).copied());
-    Some(Waiter { kind, priority, asks: acquisition.asks?, queued, served, token, waited })
+    let several = story.asks_for_several(id);
+    Some(Waiter { kind, priority, asks: acquisition.asks?, queued, served, several, token, waited })
 }
 
 fn overtaken(
@@ -56,7 +63,7 @@ fn overtaken(
     first: &HashMap<(&str, &str), i64>,
     acquisitions: &[&Acquisition<'_>],
 ) -> Option<Violation> {
-    let mut waiters: Vec<_> = acquisitions.iter().filter_map(|a| waiter(a, first)).collect();
+    let mut waiters: Vec<_> = acquisitions.iter().filter_map(|a| waiter(story, a, first)).collect();
     waiters.sort_by_key(|waiter| waiter.asks.at);
     for (index, late) in waiters.iter().enumerate() {
         let (Some(served), Some(token)) = (late.served, late.token) else { continue };
@@ -75,8 +82,9 @@ fn overtaken(
     None
 }
 
-/// Places are kept while nothing is broken; those of claims always, since etcd knows when they were created.
+/// Places are kept while nothing is broken; those of claims always, since etcd knows when they were created. But who has
+/// lost another lock meanwhile has its place here reserved, and others may pass.
 fn comparable(story: &Story<'_>, early: &Waiter<'_>, late: &Waiter<'_>, served: Micros) -> bool {
     let claims = early.kind == Kind::Delegated && late.kind == Kind::Delegated;
-    claims || story.steady(early.asks.at, served)
+    claims && !early.several || story.steady(early.asks.at, served)
 }

@@ -14,6 +14,8 @@ const MANY: usize = 20;
 const TYPICAL: Micros = 50 * MS;
 /// The same from or to a claim, by way of etcd.
 const BY_WAY_OF_ETCD: Micros = 2_000 * MS;
+/// An offer lasts for a lease, and so does the turn of a reserved place, but no longer than this.
+const LONGEST_OFFER: Micros = 15_000 * MS;
 /// A pod that the API server knows to have ended: 200 ms, and what that machine makes of them.
 const POD_ENDED: Micros = 2_000 * MS;
 
@@ -71,7 +73,10 @@ fn granted_again(
         // Told that it lost: somebody else has it already. Nobody says that a pod has vanished.
         Why::Lost | Why::PodVanished => return None,
     };
-    let till = freed + limit;
+    // Each reserved place has a turn, once.
+    let reserved = acquisitions.iter().filter(|a| !a.is_over(freed) && story.may_be_reserved(a, freed));
+    let turns: Micros = reserved.map(|_| lease.min(LONGEST_OFFER)).sum();
+    let till = freed + limit + turns;
     let ends = story.history.last().map_or(0, |last| last.at);
     if next.is_some_and(|(entry, _)| entry.at <= till) || ends < till || !story.steady(freed, till) {
         return None;
@@ -83,16 +88,9 @@ fn granted_again(
 
 /// The entry by which it has waited all the time. What a direct waiter was told before something broke says nothing.
 fn waits_through<'a>(story: &Story<'_>, waiter: &Acquisition<'a>, from: Micros, to: Micros) -> Option<&'a Entry> {
-    let ends = [
-        waiter.gave_up,
-        waiter.missed,
-        waiter.grant().map(|grant| grant.entry),
-        waiter.stopped.map(|(entry, _)| entry),
-    ];
-    let stays = ends.into_iter().flatten().all(|end| end.at > to);
     let stands =
         |queued: &&&Entry| queued.at < from && (waiter.kind == Kind::Delegated || story.steady(queued.at, from));
-    waiter.queued.iter().rev().find(stands).copied().filter(|_| stays)
+    waiter.queued.iter().rev().find(stands).copied().filter(|_| !waiter.is_over(to))
 }
 
 /// Releases to waiters that listen, of which one may be late, but not most.

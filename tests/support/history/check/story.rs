@@ -46,6 +46,12 @@ impl<'a> Acquisition<'a> {
         }
     }
 
+    /// Whether it has come to nothing, or to something, by then.
+    pub(super) fn is_over(&self, by: Micros) -> bool {
+        let ends = [self.gave_up, self.missed, self.holds.first().copied(), self.stopped.map(|(entry, _)| entry)];
+        ends.into_iter().flatten().any(|end| end.at <= by)
+    }
+
     /// What it was told first.
     pub(super) fn grant(&self) -> Option<Grant<'a>> {
         let entry = self.holds.first()?;
@@ -161,6 +167,12 @@ impl<'a> Story<'a> {
     /// Whether this id asks for more than one lock.
     pub(super) fn asks_for_several(&self, id: &str) -> bool {
         self.locks.get(id).is_some_and(|(_, several)| *several)
+    }
+
+    /// Whether it may have lost, when something was broken, what it held before it came to this lock: until it has that
+    /// again its place here is reserved, and when its turn comes it is kept for one offer's time and then passed over.
+    pub(super) fn may_be_reserved(&self, acquisition: &Acquisition<'_>, at: Micros) -> bool {
+        self.asks_for_several(acquisition.id) && acquisition.asks.is_some_and(|asks| !self.steady(asks.at, at))
     }
 
     /// The configurations that may have been in force between two instants.

@@ -280,6 +280,41 @@ fn i5_who_waits_for_another_lock_has_this_one_before_it_learns_of_it() {
     history().record(200, &[]).holds(4000, "both", Delegated, 8).breaks(I5);
 }
 
+/// `both` asks for another lock, too. What it had of that is lost in the fault, if there is one.
+fn both(ms: Micros, fault: bool) -> History {
+    let mut history = held();
+    let (lock, claim, id) = ("other".to_owned(), "both".to_owned(), "both".to_owned());
+    history.at(ms, Event::Claimed { lock, claim, version: 20, id, stage: Stage::Waiting, token: None });
+    history.asks(ms, "both", Delegated).claimed(ms, "both", Stage::Waiting, 0).queued(ms, "both");
+    if fault {
+        history.at(ms + 1, Event::Fault { name: "f".into() }).at(ms + 2, Event::Healed);
+    }
+    history
+}
+
+/// A turn that is not taken lasts for a lease.
+#[rstest]
+#[case(true, 3100)]
+#[case(false, 2100)]
+fn i5_a_place_that_a_fault_made_a_reserved_one_has_its_turn_once(#[case] fault: bool, #[case] limit: Micros) {
+    let history = |holds| {
+        let mut history = both(20, fault);
+        history.asks(30, "b", Delegated).queued(31, "b").stops(100, "a", Why::Released);
+        history.holds(holds, "b", Delegated, 8).broken().contains(&I5)
+    };
+    assert!(!history(limit) && history(limit + 1));
+}
+
+#[test]
+fn i6_a_place_that_a_fault_made_a_reserved_one_may_be_passed() {
+    for (fault, broken) in [(true, vec![]), (false, vec![I6])] {
+        let mut history = both(20, fault);
+        history.asks(30, "b", Delegated).queued(31, "b").stops(100, "a", Why::Released);
+        history.holds(200, "b", Delegated, 8).stops(210, "b", Why::Released).holds(300, "both", Delegated, 9);
+        assert_eq!(history.broken(), broken);
+    }
+}
+
 #[rstest]
 #[case(50, vec![])]
 #[case(51, vec![I5])]
