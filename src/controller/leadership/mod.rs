@@ -112,14 +112,29 @@ impl Leadership {
 
     /// Lets the others lead at once.
     pub(super) async fn release(mut self) {
-        let Some((lease, _)) = self.seen.take() else { return };
-        let transitions = record(&lease).transitions;
-        let write = around(Failpoint::ReplicaRelease, self.write(lease, "", Duration::from_secs(1), transitions));
-        match tokio::time::timeout(self.election.retry, write).await {
-            Ok(Ok(_)) => info!(lease = self.name, "leads no more"),
+        let limit = self.election.retry;
+        match tokio::time::timeout(limit, self.give_up()).await {
+            Ok(Ok(())) => info!(lease = self.name, "leads no more"),
             Ok(Err(error)) => warn!(%error, "the Lease was not released; it runs out"),
             Err(_) => warn!("the Lease was not released; it runs out"),
         }
+    }
+
+    /// Writes that nobody leads, if this replica does. A renewal that was given up on its way may have changed the Lease.
+    async fn give_up(&mut self) -> kube::Result<()> {
+        match self.empty().await {
+            Err(error) if is_conflict(&error) => {
+                self.look().await?;
+                self.empty().await
+            }
+            done => done,
+        }
+    }
+
+    async fn empty(&self) -> kube::Result<()> {
+        let Some((lease, _)) = self.seen.as_ref().filter(|_| self.seems_ours()) else { return Ok(()) };
+        let write = self.write(lease.clone(), "", Duration::from_secs(1), record(lease).transitions);
+        around(Failpoint::ReplicaRelease, write).await.map(drop)
     }
 
     /// Asks once, and says whether this replica leads. A leader whose Lease is as it has left it needs one call.

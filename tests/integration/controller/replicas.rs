@@ -7,7 +7,7 @@ use kube::Api;
 use leasehold::api::LockClaim;
 
 use super::fixture::{Fixture, claim_condition, options};
-use crate::support::{Controller, LIMIT, RedisServer, wait_for};
+use crate::support::{ApiProxy, Controller, ControllerOptions, LIMIT, Proxy, RedisServer, TestNamespace, wait_for};
 use leasehold::api::condition::types;
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -21,9 +21,15 @@ struct Replicas {
 
 impl Replicas {
     async fn new() -> Self {
-        let f = Fixture::with(RedisServer::start().await, |options| {
+        Self::on(TestNamespace::new().await, |_| {}).await
+    }
+
+    /// The first of them with other options.
+    async fn on(test: TestNamespace, change: impl FnOnce(&mut ControllerOptions)) -> Self {
+        let f = Fixture::on(test, RedisServer::start().await, |options| {
             options.election = Some(ELECTION);
             options.instance = Some("first".into());
+            change(options);
         })
         .await;
         f.ready_lock("a", |_| {}).await;
@@ -40,8 +46,12 @@ impl Replicas {
         self.f.test.api()
     }
 
+    fn lease(&self) -> String {
+        format!("test-{}", self.f.test.name())
+    }
+
     async fn leader(&self) -> Option<String> {
-        let lease = self.leases().get_opt(&format!("test-{}", self.f.test.name())).await.ok()??;
+        let lease = self.leases().get_opt(&self.lease()).await.ok()??;
         lease.spec?.holder_identity
     }
 
@@ -101,6 +111,29 @@ async fn a_leader_that_is_asked_to_end_is_followed_at_once() {
     replicas.leader_is("second").await;
     assert!(stopped.elapsed() < LEASE, "the Lease was released: {:?}", stopped.elapsed());
     replicas.hand_over(first).await;
+}
+
+/// The answer to its last renewal is on its way when it is asked to end: the Lease is no more as it has seen it.
+#[tokio::test]
+async fn a_leader_that_is_asked_to_end_while_it_renews_is_followed_at_once() {
+    let test = TestNamespace::new().await;
+    let http = ApiProxy::start(&test.plane().kubeconfig("controller"));
+    let network = Proxy::start(http.port());
+    let kubeconfig = http.kubeconfig(network.port());
+    let mut replicas = Replicas::on(test, |options| options.kubeconfig = kubeconfig).await;
+    let renewed = async || replicas.leases().get_opt(&replicas.lease()).await.ok()??.spec?.renew_time;
+    network.hold_replies(true);
+    let before = renewed().await;
+    wait_for("a renewal that isn't answered", LIMIT, async || renewed().await.filter(|now| Some(now) != before.as_ref()))
+        .await;
+    let sent = network.passed().to_server;
+    replicas.f.controller.process().terminate();
+    wait_for("its last word", LIMIT, async || (network.passed().to_server > sent).then_some(())).await;
+    network.hold_replies(false);
+    let ended = wait_for("its end", LIMIT, async || replicas.f.controller.process().exit_status()).await;
+    assert!(ended.success(), "{}", replicas.f.controller.logs());
+    let leader = replicas.leader().await;
+    assert!(leader.as_deref().is_none_or(|leader| !leader.starts_with("first")), "{leader:?}");
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
 //! Claims of several locks: all of them or none.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use kube::ResourceExt;
 use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::{DistributedLock, LockClaim, LockRequest};
+use leasehold::lease::HolderId;
 
 use super::fixture::{Fixture, Site, a_while, claim_condition, is_ready};
 use crate::failpoints::witness::never_two;
@@ -188,6 +189,26 @@ async fn one_that_gives_up_keeps_nothing() {
     }
     f.claim("single", "a", |_| {}).await;
     f.token_of("single").await;
+}
+
+/// Its renewal tells it, not the look that would be due one day.
+#[tokio::test]
+async fn one_that_has_lost_its_first_lock_while_it_waits_for_the_second_begins_anew_at_once() {
+    let f = Fixture::new().await;
+    locks(&f, &["a", "b"]).await;
+    f.claim("mine", "b", |_| {}).await;
+    f.token_of("mine").await;
+    let both = claim(&f, "both", &["a", "b"]).await;
+    waits_at(&f, "both", "b").await;
+    let id = HolderId::new(format!("{}.1", both.uid().expect("a UID"))).expect("an id");
+    let lost = Instant::now();
+    f.workload().cancel(&f.key("a"), &id).await.expect("it is taken away");
+    let again = |claim: &LockClaim| claim.status.as_ref().is_some_and(|status| status.attempt == Some(2));
+    f.claim_is("both", "begins anew", again).await;
+    assert!(lost.elapsed() < Duration::from_secs(5), "after {:?}", lost.elapsed());
+    waits_at(&f, "both", "b").await;
+    f.delete::<LockClaim>("mine").await;
+    assert_eq!(tokens(&f, "both").await.len(), 2);
 }
 
 #[tokio::test]
