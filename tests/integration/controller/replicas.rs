@@ -124,8 +124,10 @@ async fn a_leader_that_is_asked_to_end_while_it_renews_is_followed_at_once() {
     let renewed = async || replicas.leases().get_opt(&replicas.lease()).await.ok()??.spec?.renew_time;
     network.hold_replies(true);
     let before = renewed().await;
-    wait_for("a renewal that isn't answered", LIMIT, async || renewed().await.filter(|now| Some(now) != before.as_ref()))
-        .await;
+    wait_for("a renewal that isn't answered", LIMIT, async || {
+        renewed().await.filter(|now| Some(now) != before.as_ref())
+    })
+    .await;
     let sent = network.passed().to_server;
     replicas.f.controller.process().terminate();
     wait_for("its last word", LIMIT, async || (network.passed().to_server > sent).then_some(())).await;
