@@ -213,6 +213,12 @@ local function ended(h, raw, now)
   return till > now and number >= h.finished - REMEMBERED and how or nil
 end
 
+-- Whether it ended no longer ago than a lease.
+local function has_just_ended(h, raw, now)
+  local _, till = struct.unpack(ENDED_ID, raw)
+  return ended(h, raw, now) and now < till - REMEMBER_MS + math.min(h.lease, REMEMBER_MS)
+end
+
 local function count(h, o, sign)
   if o.mode == 'x' then h.exclusive = h.exclusive + sign
   elseif o.mode == 's' then h.shared = h.shared + sign
@@ -802,7 +808,7 @@ local function put_back(l, args, from, to, now, gate)
     local o = raw and unpack_hold(raw)
     if o then
       o.state = 'pinned'
-    elseif not (gate and raw and ended(l.h, raw, now)) then
+    elseif not (gate and raw and has_just_ended(l.h, raw, now)) then
       o = {token = tonumber(args[i + 1]), permits = tonumber(args[i + 2]), mode = args[i + 3], acquired = now,
         renewed = now, expires = now + l.h.lease, state = 'pinned', identity = args[i + 4], pod = args[i + 5]}
       count(l.h, o, 1)

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -37,6 +37,8 @@ struct Faults {
 struct Shared {
     client: Client,
     faults: Faults,
+    /// What was watched, as path and query.
+    watched: Mutex<Vec<String>>,
 }
 
 /// A proxy, for as long as this lives.
@@ -61,7 +63,7 @@ impl ApiProxy {
             // Clients have limits of their own, and a watch lasts.
             config.read_timeout = None;
             let client = Client::try_from(config).expect("a client");
-            let shared = Arc::new(Shared { client, faults: Faults::default() });
+            let shared = Arc::new(Shared { client, faults: Faults::default(), watched: Mutex::default() });
             let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("the port is ours");
             started.send(shared.clone()).expect("somebody waits for it");
             axum::serve(listener, Router::new().fallback(pass).with_state(shared)).await.ok();
@@ -105,6 +107,11 @@ impl ApiProxy {
         }
     }
 
+    /// Everything that was watched until now, as path and query.
+    pub(crate) fn watched(&self) -> Vec<String> {
+        self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Watch events that were swallowed.
     pub(crate) fn dropped_events(&self) -> u64 {
         self.shared.faults.dropped.load(Ordering::SeqCst)
@@ -124,6 +131,9 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response<B
         return refusal(code);
     }
     let watches = request.uri().query().is_some_and(|query| query.split('&').any(|part| part.starts_with("watch=")));
+    if watches {
+        shared.watched.lock().unwrap_or_else(PoisonError::into_inner).push(request.uri().to_string());
+    }
     match forward(&shared.client, request).await {
         Ok(answer) if watches && answer.status().is_success() => watch(shared, answer),
         Ok(answer) => answer,

@@ -57,7 +57,14 @@ impl Record {
     /// How an id ended the last time, while that is remembered.
     pub(super) fn ended(&self, id: &HolderId, now: i64) -> Option<Ended> {
         let (_, till, how) = self.finished.iter().rev().find(|(known, ..)| known == id)?;
-        (*till > now).then_some(*how)
+        let is_put_back = self.holds.iter().any(|hold| hold.id == *id);
+        (*till > now && !is_put_back).then_some(*how)
+    }
+
+    /// Whether it ended no longer ago than a lease.
+    fn has_just_ended(&self, id: &HolderId, now: i64) -> bool {
+        let last = self.finished.iter().rev().find(|(known, ..)| known == id);
+        last.is_some_and(|(_, till, _)| now < till - REMEMBER_MS + self.lease.min(REMEMBER_MS))
     }
 
     pub(super) fn remember(&mut self, id: HolderId, how: Ended, now: i64) {
@@ -160,7 +167,7 @@ impl Record {
                 hold.state = HoldState::Pinned;
                 continue;
             }
-            if open && self.ended(&remembered.id, now).is_some() {
+            if open && self.has_just_ended(&remembered.id, now) {
                 continue;
             }
             self.last = self.last.max(remembered.token.get());

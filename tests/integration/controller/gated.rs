@@ -106,6 +106,22 @@ async fn gated_pods_take_turns_and_each_gets_its_token() {
     assert!(note.contains("holds a with token"), "{note}");
 }
 
+/// What it costs to serve a cluster doesn't depend on its other pods.
+#[tokio::test]
+async fn of_all_pods_those_with_the_label_are_watched() {
+    let test = TestNamespace::new().await;
+    let proxy = ApiProxy::start(&test.plane().kubeconfig("controller"));
+    let kubeconfig = proxy.kubeconfig(proxy.port());
+    let f = Fixture::on(test, RedisServer::start().await, |options| options.kubeconfig = kubeconfig).await;
+    f.ready_lock("a", |_| {}).await;
+    f.pods().gated("p", "a", &[GATE], json!({})).await;
+    let_go(&f, "p").await;
+    let watched = proxy.watched();
+    let mut pods = watched.iter().filter_map(|watch| watch.split_once("/pods?")).map(|(_, query)| query).peekable();
+    assert!(pods.peek().is_some(), "{watched:?}");
+    assert!(pods.all(|query| query.contains("labelSelector=leasehold.dev%2Flock&")), "{watched:?}");
+}
+
 #[tokio::test]
 async fn a_claim_is_made_once_ours_is_the_last_gate() {
     let f = Fixture::new().await;
