@@ -73,7 +73,8 @@ fn holder_id(lock: &DistributedLock, pod_uid: &str, attempt: i64) -> Option<Hold
 
 /// Whether an id was made by an election of this lock.
 pub(super) fn is_choice(lock: &DistributedLock, id: &HolderId) -> bool {
-    lock.uid().is_some_and(|uid| id.as_str().strip_prefix(&uid).is_some_and(|rest| rest.starts_with('.')))
+    let uid = lock.metadata.uid.as_deref();
+    uid.and_then(|uid| id.as_str().strip_prefix(uid)).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Whether the lock records this id as a leader's.

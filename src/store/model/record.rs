@@ -56,15 +56,19 @@ impl Record {
 
     /// How an id ended the last time, while that is remembered.
     pub(super) fn ended(&self, id: &HolderId, now: i64) -> Option<Ended> {
-        let (_, till, how) = self.finished.iter().rev().find(|(known, ..)| known == id)?;
+        let (till, how) = self.last_end(id)?;
         let is_put_back = self.holds.iter().any(|hold| hold.id == *id);
-        (*till > now && !is_put_back).then_some(*how)
+        (till > now && !is_put_back).then_some(how)
     }
 
     /// Whether it ended no longer ago than a lease.
     fn has_just_ended(&self, id: &HolderId, now: i64) -> bool {
-        let last = self.finished.iter().rev().find(|(known, ..)| known == id);
-        last.is_some_and(|(_, till, _)| now < till - REMEMBER_MS + self.lease.min(REMEMBER_MS))
+        self.last_end(id).is_some_and(|(till, _)| now < till - REMEMBER_MS + self.lease.min(REMEMBER_MS))
+    }
+
+    /// Until when its last end is remembered, and how it ended.
+    fn last_end(&self, id: &HolderId) -> Option<(i64, Ended)> {
+        self.finished.iter().rev().find(|(known, ..)| known == id).map(|(_, till, how)| (*till, *how))
     }
 
     pub(super) fn remember(&mut self, id: HolderId, how: Ended, now: i64) {
