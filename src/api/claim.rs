@@ -175,11 +175,11 @@ pub struct LockClaimStatus {
     #[serde(rename = "holderID", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub holder_id: Option<String>,
-    /// Which attempt to hold this is. One that is lost is followed by the next.
+    /// Which attempt to hold this is. One that is lost is followed by the next, which stands where that one stood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = i32::MAX))]
     pub attempt: Option<i32>,
-    /// Of several locks, which are taken in the order of their names: the last one in whose queue this attempt has come to
+    /// Of several locks, which are taken in the order of their names: the last one in whose queue the claim has come to
     /// stand. Its places up to there are put back when Redis has lost them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]

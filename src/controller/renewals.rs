@@ -178,7 +178,7 @@ pub(super) async fn run(renewals: &Renewals, stores: &SharedStores, triggers: &T
 }
 
 /// A hold that the record lacks is a matter for the lock's loop, that puts it back, and for its claim's: where nobody was
-/// told of it yet, that begins anew.
+/// told of it yet, that asks again.
 fn heed(
     renewals: &Renewals,
     batch: &[(LockKey, HolderId)],

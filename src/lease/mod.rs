@@ -47,7 +47,8 @@ pub enum Wait {
     Forever,
 }
 
-/// One acquisition. Repeating it with the same id gives the same answer.
+/// One acquisition. Repeating it with the same id gives the same answer. A claim's grant of which nobody was told yet may be
+/// followed by a newer one, once time has taken it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// The id of this acquisition and no other.

@@ -325,8 +325,8 @@ impl Control {
     }
 
     /// A place in the queue for one that must hold other locks first. When its turn comes it is kept for as long as an offer
-    /// would be, once; then it keeps its place, and is passed over until it claims. [`Acquired::Granted`] where it holds
-    /// already.
+    /// would be, once; then it keeps its place, and is passed over until it claims. A hold that nobody was told of becomes
+    /// such a place, if it has one; else the answer is [`Acquired::Granted`].
     pub async fn reserve(&self, lock: &LockKey, request: &Request) -> Answer<Acquired> {
         const FUNCTION: &str = "leasehold1_reserve";
         let mut cmd = self.command(FUNCTION, std::slice::from_ref(lock));
@@ -360,11 +360,12 @@ impl Control {
         }
     }
 
-    /// Ends a hold, pinned or not, or leaves the queue; only after etcd has let it go.
-    pub async fn free(&self, lock: &LockKey, id: &HolderId) -> Answer<()> {
+    /// Ends a hold, pinned or not, or leaves the queue; only after etcd has let it go. `successor`: the id under which its
+    /// claim begins anew; it stands where this one stood, reserved until it claims.
+    pub async fn free(&self, lock: &LockKey, id: &HolderId, successor: Option<&HolderId>) -> Answer<()> {
         const FUNCTION: &str = "leasehold1_free";
         let mut cmd = self.command(FUNCTION, std::slice::from_ref(lock));
-        cmd.arg(id.as_str());
+        cmd.arg(id.as_str()).arg(successor.map(HolderId::as_str));
         Ok(self.ask(FUNCTION, &cmd).await?.map(drop))
     }
 

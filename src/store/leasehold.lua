@@ -17,12 +17,20 @@
 -- lease that the quarantine waits out; of the waiter, an offer that ends by itself; a lost message, a waiter that
 -- asks in time.
 --
+-- Time takes a hold that nobody was told of, and leaves its place. One that the controller has asked for remembers where it
+-- stood. Until it is pinned nobody was told: where time takes it, since the controller was away, its id stands there again,
+-- reserved, before all that came later, and nothing has ended. Where a claim must begin anew, under another id, that one is
+-- put there by the same call that frees the one before. What a crash leaves: each is one write. A replica that lags, or an
+-- older copy, has the hold or the place, which is the same. Where its token is older than etcd's, etcd's is put back.
+-- Between the claim's next attempt in etcd and that call the id of before stays where it is, and nobody has it: the
+-- controller's look at the lock frees it so, too.
+--
 -- A hold is an `offer` (promoted, not yet accepted), `held`, or `pinned` (time alone never takes it).
 -- Modes: `c` counts its permits; `s` all shared holders together take one permit; `x` exclusive.
 -- Times are milliseconds; replies carry what remains, computed by that very call.
 
 local LAYOUT = 1                 -- of the record; also in the name of every function
-local VERSION = 3                -- of this code; a newer one replaces an older one, never the reverse
+local VERSION = 4                -- of this code; a newer one replaces an older one, never the reverse
 local EPOCH = 4294967296         -- tokens of one epoch: 2^32
 local REMEMBERED = 128           -- ended ids per lock
 local REMEMBER_MS = 60000
@@ -68,13 +76,15 @@ end
 
 local CONFIG = '<BI4c0I4c0ddddB'
 local STATE = '<dddddddddd'
-local HOLD, HOLD_START = '<c1c1dddddI4c0I4c0', '<c1c1dd'
+local HOLD, HOLD_START, HOLD_PLACE = '<c1c1dddddI4c0I4c0', '<c1c1dd', '<ddB'   -- the place follows, if any
 local ENDED_ID, ENDED_SIZE = '<ddc1', 17   -- no hold is so short
 local WAITER = '<c1dddddBI4c0I4c0'
--- Who waits: a process by itself, one for which the controller asks, or such a one that must hold other locks first: its
--- place is reserved. When its turn comes it is kept as long as an offer would be, once; then it is passed over until it
--- claims. It is never given an offer: two that each had one and wanted the other's would wait for each other.
+-- Who waits: a process by itself, one for which the controller asks, or such a one whose place is reserved: it must hold
+-- other locks first, or has lost an untold hold. When its turn comes it is kept as long as an offer would be, once; then it
+-- is passed over until it claims. It is never given an offer: two that each had one and wanted the other's would wait for
+-- each other.
 local DIRECT, DELEGATED, RESERVED = 0, 1, 2
+local AGAIN = 4                            -- added to them where time has taken a hold of this id that was never renewed
 local COLON = 58
 local HOLD_STATES = {o = 'offer', h = 'held', p = 'pinned'}
 
@@ -112,27 +122,37 @@ local function unpack_header(config, state)
 end
 
 local function pack_hold(o)
-  return struct.pack(HOLD, o.state, o.mode, o.token, o.permits, o.acquired, o.renewed, o.expires,
+  local raw = struct.pack(HOLD, o.state, o.mode, o.token, o.permits, o.acquired, o.renewed, o.expires,
     #o.identity, o.identity, #o.pod, o.pod)
+  return o.seq and raw .. struct.pack(HOLD_PLACE, o.seq, o.priority, o.again) or raw
 end
 
 -- nil where the id has ended.
 local function unpack_hold(raw)
   if #raw == ENDED_SIZE then return nil end
-  local state, mode, token, permits, acquired, renewed, expires, identity, pod = struct.unpack(HOLD, raw)
+  local state, mode, token, permits, acquired, renewed, expires, identity, pod, after = struct.unpack(HOLD, raw)
+  local seq, priority, again
+  if after <= #raw then seq, priority, again = struct.unpack(HOLD_PLACE, raw, after) end
   return {state = HOLD_STATES[state], mode = mode, token = token, permits = permits, acquired = acquired,
-    renewed = renewed, expires = expires, identity = identity, pod = pod}
+    renewed = renewed, expires = expires, identity = identity, pod = pod, seq = seq, priority = priority, again = again}
 end
 
 local function pack_waiter(w)
-  return struct.pack(WAITER, w.mode, w.seq, w.priority, w.permits, w.deadline, w.refresh, w.delegated,
+  return struct.pack(WAITER, w.mode, w.seq, w.priority, w.permits, w.deadline, w.refresh, w.delegated + w.again,
     #w.identity, w.identity, #w.pod, w.pod)
 end
 
 local function unpack_waiter(raw)
   local w = {}
-  w.mode, w.seq, w.priority, w.permits, w.deadline, w.refresh, w.delegated, w.identity, w.pod = struct.unpack(WAITER, raw)
+  local who
+  w.mode, w.seq, w.priority, w.permits, w.deadline, w.refresh, who, w.identity, w.pod = struct.unpack(WAITER, raw)
+  w.delegated = who % AGAIN
+  w.again = who - w.delegated
   return w
+end
+
+local function member(w, id)
+  return string.format('%010.0f%017.0f', 2147483647 - w.priority, w.seq) .. id
 end
 
 -- Writes are collected, the last one of a field counts, and flushed once, at the end of a call.
@@ -198,8 +218,8 @@ local function done(l, reply)
 end
 
 -- Remembers that an id has ended, and how: `r`eleased, `e`xpired, `c`ancelled. A late duplicate of its
--- acquire then grants nothing, and a controller that comes back sees that a claim has lost what it was granted, and begins
--- anew. Of a lock the last REMEMBERED are remembered, so long, whatever the lease: it may take a while to come back.
+-- acquire then grants nothing, and a controller that comes back sees that a claim has ended, and begins anew. Of a lock
+-- the last REMEMBERED are remembered, so long, whatever the lease: it may take a while to come back.
 local function remember(l, id, how, now)
   local h = l.h
   put(l, field_of(l, id), struct.pack(ENDED_ID, h.finished, now + REMEMBER_MS, how))
@@ -225,35 +245,71 @@ local function count(h, o, sign)
   else h.used = h.used + sign * o.permits end
 end
 
-local function end_hold(l, id, o, how, now)
-  local h = l.h
+local function vacate(h, o)
   count(h, o, -1)
   if h.used + h.shared + h.exclusive == 0 then h.due = 0 end
+end
+
+local function end_hold(l, id, o, how, now)
+  vacate(l.h, o)
   remember(l, id, how, now)
+end
+
+-- Takes this place in the queue.
+local function stand(l, id, w)
+  l.h.waiters = l.h.waiters + redis.call('ZADD', l.queue, 0, member(w, id))
+  redis.call('HSET', l.waiters, id, pack_waiter(w))
+end
+
+-- The place of one that stood there, reserved.
+local function reserved(stood, again)
+  return {seq = stood.seq, priority = stood.priority, permits = stood.permits, mode = stood.mode, delegated = RESERVED,
+    again = again, identity = stood.identity, pod = stood.pod, deadline = stood.deadline or 0, refresh = 0}
+end
+
+-- Whether a hold that time takes, or that is given up for now, leaves its id a place. Not twice where it wasn't renewed:
+-- who is granted again and again and can't be told would keep it from everybody.
+local function keeps_place(h, o)
+  local had_all = h.max_hold > 0 and o.expires >= o.acquired + h.max_hold
+  local in_vain = o.again == AGAIN and o.renewed == o.acquired
+  return o.seq and o.state ~= 'pinned' and h.sealed == 0 and h.elected == 0 and not had_all and not in_vain
+end
+
+-- Its id holds no more, and waits where it stood, reserved.
+local function stand_again(l, id, o, again)
+  stand(l, id, reserved(o, again))
+  redis.call('HDEL', l.key, field_of(l, id))
+  vacate(l.h, o)
+  if id == l.id then l.holder = nil end
+  l.changed = true
 end
 
 local function due_at(h, time)
   if h.due == 0 or time < h.due then h.due = time end
 end
 
--- Ends every unpinned hold whose time is over, the oldest grant first. `due` is a lower bound of the next such
--- time, so that most calls read no holder but their own.
+-- Ends every unpinned hold whose time is over, the oldest grant first, or has its id stand where it stood, and writes that:
+-- what follows may fail. `due` is a lower bound of the next such time, so that most calls read no holder but their own.
 local function sweep(l, now)
   local h = l.h
   if h.due == 0 or h.due > now then return end
   h.due = 0
   local over = {}
   each_hold(l.key, function(id, o)
-    if o.state ~= 'pinned' then
-      if o.expires <= now then over[#over + 1] = {id = id, o = o} else due_at(h, o.expires) end
-    end
+    if o.state == 'pinned' then return end
+    if o.expires <= now then over[#over + 1] = {id = id, o = o} else due_at(h, o.expires) end
   end)
   table.sort(over, function(a, b) return a.o.token < b.o.token end)
   for _, hold in ipairs(over) do
-    end_hold(l, hold.id, hold.o, 'e', now)
-    if hold.id == l.id then l.holder, l.ended = nil, 'e' end
+    if keeps_place(h, hold.o) then
+      stand_again(l, hold.id, hold.o, hold.o.renewed == hold.o.acquired and AGAIN or 0)
+    else
+      end_hold(l, hold.id, hold.o, 'e', now)
+      if hold.id == l.id then l.holder, l.ended = nil, 'e' end
+    end
   end
-  l.changed = true
+  flush(l)
+  l.sets, l.changed, l.forget = {'state', false, nil, nil}, false, false
 end
 
 -- A lock as this call sees it, without what is not yet known. All fields at once: a table that grows is slow.
@@ -281,10 +337,6 @@ end
 
 -- ---------------------------------------------------------------- the queue
 
-local function member(w, id)
-  return string.format('%010.0f%017.0f', 2147483647 - w.priority, w.seq) .. id
-end
-
 local function load_waiter(l, id)
   local raw = redis.call('HGET', l.waiters, id)
   return raw and unpack_waiter(raw)
@@ -304,6 +356,11 @@ local function refresh_ms(h)
   return math.min(h.lease, REFRESH_MS)
 end
 
+local function next_seq(h, now)
+  h.seq = math.max(h.seq + 1, now * 1000)
+  return h.seq
+end
+
 -- Takes a place at the end of its priority, or shows that the waiter is alive.
 local function enqueue(l, id, ask, now)
   local h = l.h
@@ -313,16 +370,14 @@ local function enqueue(l, id, ask, now)
     w = nil
   end
   if not w then
-    h.seq = math.max(h.seq + 1, now * 1000)
-    w = {seq = h.seq, priority = ask.priority, permits = ask.permits, mode = ask.mode, delegated = ask.delegated,
-      identity = ask.identity, pod = ask.pod, refresh = 0}
+    w = {seq = next_seq(h, now), priority = ask.priority, permits = ask.permits, mode = ask.mode, delegated = ask.delegated,
+      again = 0, identity = ask.identity, pod = ask.pod, refresh = 0}
     l.changed = true
   end
   if ask.delegated ~= DIRECT and ask.delegated ~= w.delegated then w.delegated, w.refresh = ask.delegated, 0 end
-  h.waiters = h.waiters + redis.call('ZADD', l.queue, 0, member(w, id))
   w.deadline = ask.wait < 0 and 0 or now + math.max(1, ask.wait)
   if w.delegated == DIRECT then w.refresh = now + refresh_ms(h) end
-  redis.call('HSET', l.waiters, id, pack_waiter(w))
+  stand(l, id, w)
 end
 
 local function leave_queue(l, id)
@@ -368,7 +423,8 @@ local function lease_end(h, o, now)
   return till > o.expires and till or o.expires
 end
 
--- Gives permits to one that fits. An offer lasts until its waiter would be given up, at most a lease.
+-- Gives permits to one that fits: it has waited, or has only asked. An offer lasts until its waiter would be given up, at
+-- most a lease.
 local function grant(l, id, ask, token, now, state)
   local h = l.h
   local o = {token = token, permits = ask.permits, mode = ask.mode, acquired = now, renewed = now,
@@ -378,6 +434,9 @@ local function grant(l, id, ask, token, now, state)
     if ask.deadline > 0 then o.expires = math.min(o.expires, ask.deadline) end
   else
     o.expires = lease_end(h, o, now)
+  end
+  if ask.delegated ~= DIRECT then
+    o.seq, o.priority, o.again = ask.seq or next_seq(h, now), ask.priority, ask.again or 0
   end
   h.last = o.token
   count(h, o, 1)
@@ -553,7 +612,8 @@ local function acquire(keys, args, first, delegated)
   local field = 'id:' .. id
   local config, state, own = read(keys[at], field)
   if not config then return {'unprovisioned'} end
-  local taken = mode == 'c' and not own and take(keys[at], field, config, state, now, permits, identity, pod)
+  local can_take = mode == 'c' and delegated == DIRECT and not own
+  local taken = can_take and take(keys[at], field, config, state, now, permits, identity, pod)
   if taken then return taken end
   local l = load(keys, at, id, now, config, state, own)
   return done(l, contend(l, ask_of(args, first, delegated), now))
@@ -561,13 +621,17 @@ end
 
 -- ---------------------------------------------------------------- what a holder calls
 
+-- What is over is left to a call that is given the queue: this one grants nothing.
 local function renew_one(key, id, now)
-  local l = load({key}, 1, id, now)
-  if not l then return {'unprovisioned'} end
+  local config, state, own = read(key, 'id:' .. id)
+  if not config then return {'unprovisioned'} end
+  local l = handle({key}, 1, unpack_header(config, state), id, 'id:' .. id, own and unpack_hold(own))
   local reply
   local o = l.holder
   if not o then
-    reply = {l.ended and 'lost' or 'not-held'}
+    reply = {own and ended(l.h, own, now) and 'lost' or 'not-held'}
+  elseif o.state ~= 'pinned' and o.expires <= now then
+    reply = {keeps_place(l.h, o) and 'not-held' or 'lost'}
   elseif l.h.sealed == 1 and o.state ~= 'pinned' then
     reply = {'lost'}
   else
@@ -807,26 +871,51 @@ local function put_back(l, args, from, to, now, gate)
     local raw = redis.call('HGET', l.key, 'id:' .. id)
     local o = raw and unpack_hold(raw)
     if o then
-      o.state = 'pinned'
+      -- An older copy may have what it was granted before.
+      o.state, o.token = 'pinned', math.max(o.token, tonumber(args[i + 1]))
     elseif not (gate and raw and has_just_ended(l.h, raw, now)) then
       o = {token = tonumber(args[i + 1]), permits = tonumber(args[i + 2]), mode = args[i + 3], acquired = now,
         renewed = now, expires = now + l.h.lease, state = 'pinned', identity = args[i + 4], pod = args[i + 5]}
       count(l.h, o, 1)
-      l.h.last = math.max(l.h.last, o.token)
     end
-    if o then put_hold(l, id, o) end
+    if o then
+      l.h.last = math.max(l.h.last, o.token)
+      put_hold(l, id, o)
+    end
   end
+end
+
+-- Whether an id waits for nothing: it holds, or has ended.
+local function has_been_served(l, id, now)
+  local raw = redis.call('HGET', l.key, 'id:' .. id)
+  return raw and (unpack_hold(raw) or ended(l.h, raw, now))
 end
 
 -- Puts back the places that etcd remembers, of those that hold nothing and have not ended.
 local function line_up(l, args, from, now)
   if l.h.sealed == 1 then return end
   for i = from, #args, 8 do
-    local raw = redis.call('HGET', l.key, 'id:' .. args[i])
     local ask = ask_of(args, i, args[i + 7] == '1' and RESERVED or DELEGATED)
-    local is_over = raw and (unpack_hold(raw) or ended(l.h, raw, now))
-    if not is_over and satisfiable(l.h, ask) then enqueue(l, args[i], ask, now) end
+    if satisfiable(l.h, ask) and not has_been_served(l, args[i], now) then enqueue(l, args[i], ask, now) end
   end
+end
+
+-- The next attempt stands where this one does, or did before it was granted; if it has come by itself, no further behind.
+local function hand_on(l, next, now)
+  local stood = l.holder
+  if not stood and l.h.waiters > 0 then
+    stood = load_waiter(l, l.id)
+    if stood and gone(stood, now) then stood = nil end
+  end
+  if not stood or not stood.seq or l.h.sealed == 1 or has_been_served(l, next, now) then return end
+  local w = l.h.waiters > 0 and load_waiter(l, next) or nil
+  if w and w.seq < stood.seq then return end
+  if w then
+    dequeue(l, next, member(w, next))
+    w.seq, w.priority = stood.seq, stood.priority
+  end
+  stand(l, next, w or reserved(stood, 0))
+  l.changed = true
 end
 
 -- Arguments from the third: lock uid, generation, permits, lease ms, max hold ms, token floor, quarantine ms,
@@ -836,10 +925,6 @@ end
 local function configure_record(keys, args, now, gate)
   local l = load(keys, 2, '', now)
   local fresh = l == nil
-  if l and l.changed then
-    flush(l)
-    l = handle(keys, 2, l.h)
-  end
   if fresh then l = handle(keys, 2, new_record(keys, args)) end
   local h, tampered = l.h, 0
   configure(h, args)
@@ -888,13 +973,14 @@ local function claim(keys, args)
 end
 
 -- reserve: store key, lock keys; uid, term, then as acquire. A place for one that must hold other locks first: it is passed
--- over until it claims. One that holds is told so.
+-- over until it claims. A hold that nobody was told of becomes such a place, if it has one; else it is told that it holds.
 local function reserve(keys, args)
   local now = now_ms()
   local gate, no = admitted(keys, args, now)
   if not gate then return no end
   local ask, l = ask_of(args, 3, RESERVED), load(keys, 2, args[3], now)
   if not l then return {'unprovisioned'} end
+  if l.holder and keeps_place(l.h, l.holder) then stand_again(l, l.id, l.holder, l.holder.again) end
   local answer = settled(l, ask, now)
   if not answer then
     enqueue(l, l.id, ask, now)
@@ -924,13 +1010,15 @@ local function pin(keys, args)
   return done(l, granted(o, now))
 end
 
--- free: store key, lock keys; uid, term, id. Ends a hold, pinned or not, after etcd has let it go.
+-- free: store key, lock keys; uid, term, id, and where its claim begins anew the id of the next attempt. Ends a hold,
+-- pinned or not, or a wait, after etcd has let it go.
 local function free(keys, args)
   local now = now_ms()
   local gate, no = admitted(keys, args, now)
   if not gate then return no end
   local l = load(keys, 2, args[3], now)
   if not l then return {'unprovisioned'} end
+  if args[4] then hand_on(l, args[4], now) end
   if l.holder then
     finish(l, 'r', now)
     return {'released'}

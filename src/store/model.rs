@@ -41,9 +41,15 @@ struct Waiter {
     asker: Asker,
     /// Of a reserved place whose turn has come: until when it is kept.
     turn_ends: Option<i64>,
+    /// Time has taken a hold of this id that was never renewed.
+    again: bool,
 }
 
 impl Waiter {
+    fn new(request: Request, seq: i64, asker: Asker) -> Self {
+        Self { request, seq, deadline: None, refresh: None, asker, turn_ends: None, again: false }
+    }
+
     fn gone(&self, now: i64) -> bool {
         self.refresh.is_some_and(|at| at <= now) || self.deadline.is_some_and(|at| at <= now)
     }
@@ -118,12 +124,22 @@ impl Model {
         self.gates.clear();
     }
 
-    /// The record, swept, if there is one.
+    /// The record, swept, if there is one; an untold hold that is over stands where it stood.
     fn load(&mut self) -> Option<&mut Record> {
         let now = self.now;
         let record = self.record.as_mut()?;
         record.sweep(now);
-        Some(record)
+        let over: Vec<Hold> = record.over(now).cloned().collect();
+        let again = |hold: &Hold| hold.renewed == hold.acquired;
+        let stand = over.iter().filter_map(|hold| Some(Waiter { again: again(hold), ..record.stand_again(&hold.id)? }));
+        let stand: Vec<Waiter> = stand.collect();
+        stand.into_iter().for_each(|waiter| self.line_up(waiter));
+        self.record.as_mut()
+    }
+
+    fn line_up(&mut self, waiter: Waiter) {
+        self.queue.push(waiter);
+        self.queue.sort_by_key(|w| (std::cmp::Reverse(w.request.priority), w.seq));
     }
 
     fn gate_of_record(&self) -> Option<Gate> {
@@ -160,7 +176,7 @@ impl Model {
         self.queue.iter().filter(|waiter| !waiter.gone(self.now))
     }
 
-    /// Whether one waits whose place is reserved, for it must hold other locks first.
+    /// Whether one waits whose place is reserved.
     pub fn is_reserved(&self, id: &HolderId) -> bool {
         self.waiters().any(|waiter| waiter.request.id == *id && waiter.asker == Asker::Reserving)
     }

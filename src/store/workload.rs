@@ -115,11 +115,6 @@ impl Inspection {
         let exclusive = self.holds.iter().any(|hold| hold.mode == Mode::Exclusive);
         exclusive && self.holds.len() > 1 || permits_counted(self.holds.iter()) > self.permits
     }
-
-    /// Whether there is no room for a hold beside one that was granted later.
-    pub fn is_taken_since(&self, token: FencingToken) -> bool {
-        self.is_over_full() && self.holds.iter().any(|hold| hold.token > token)
-    }
 }
 
 /// One that waits.

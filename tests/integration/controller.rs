@@ -11,6 +11,7 @@ mod force_release;
 pub(crate) mod gated;
 mod incarnations;
 mod locks;
+mod pair;
 mod pods;
 pub(crate) mod recovery;
 mod replicas;

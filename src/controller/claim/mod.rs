@@ -14,14 +14,23 @@
 //! Of several locks each is asked for when those before it, in the order of their names, are granted: whoever waits for one
 //! holds only locks of lower names, so that claims never wait for each other in a circle, whatever order they write.
 //! Meanwhile those that are granted are renewed, and unpinned: time may take them. 2 records all, 3 pins each.
-//! One that is lost before 4 ends the attempt: the others are freed after etcd has the next attempt, whose id is another.
-//! Where Redis has lost what was held before 4, nobody was told: it is waited for again, at the head of those that came
-//! later. `reached` in etcd, written with the words for people, says up to which lock the attempt has come. The places at
+//!
+//! # Places
+//! Time takes what nobody was told of, never its place: the record puts the id back where it stood. Before 2 the attempt goes
+//! on as one that waits. From 2 to 4 etcd has a token that may be another's by now, and what reads it late would put that
+//! hold back: no attempt waits again after 2, it ends. Its holds are freed after etcd has the next one, and the same call has
+//! the next one's id stand where they stood. A place is given up only by who has had a lock for its `maxHoldSeconds` untold,
+//! was granted it twice in a row without a renewal, waits for what no turn brings, or finds after a loss of Redis that
+//! another was granted its lock.
+//! Where Redis has lost what was held before 4, nobody was told: it is waited for again, before those that came later.
+//! `reached` in etcd, written with the words for people, says up to which lock the attempt has come. The places at
 //! the next ones are put back *reserved*: nothing is granted there before it has those before them again and claims, so that
 //! still whoever waits for one holds none of a higher name.
 //!
-//! A crash after 1: the lease runs out, or the same id finds its own grant. After 2 or 3: the next look goes on with
-//! `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between, Redis may lose
+//! # Crashes
+//! After 1: the lease runs out, and the place is kept, or the same id finds its own grant. After 2 or 3: the next look goes on
+//! with `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between the next attempt in etcd
+//! and the call that hands its places on: the next look at the lock makes that call. At any point Redis may lose
 //! everything: what etcd has as granted or told is put back with its token before anything is granted.
 //!
 //! The claim of a gated pod that has ended takes a shorter way than 5 to 7: it is deleted, our finalizer goes, by which etcd
@@ -84,8 +93,8 @@ pub(super) fn remembered(claim: &LockClaim, lock: &LockKey) -> Option<Remembered
     })
 }
 
-/// The places of the claims that wait for a lock, for its new record: first those that had held it and wait for the next
-/// one of theirs, each in the order of [`Arrivals`].
+/// The places of the claims that wait for a lock, for a record that may lack them: first those that had held it and wait for
+/// the next one of theirs, each in the order of [`Arrivals`].
 pub(super) fn places<'a>(ctx: &Context, lock: &LockKey, claims: impl Iterator<Item = &'a LockClaim>) -> Vec<Place> {
     let now = Timestamp::now();
     if ctx.lock(lock).is_some_and(|lock| lock.spec.election.is_some()) {
@@ -158,6 +167,12 @@ pub(super) fn claim_of_id(id: &HolderId) -> Option<&str> {
 /// Whether the claim waits or holds under this id.
 pub(super) fn records(claim: &LockClaim, id: &HolderId) -> bool {
     plan::stage(claim) != Stage::Finished && plan::holder_id(claim).as_ref() == Some(id)
+}
+
+/// Under which id the claim waits now, if this is that of an attempt before.
+pub(super) fn successor(claim: &LockClaim, id: &HolderId) -> Option<HolderId> {
+    let waits = plan::stage(claim) == Stage::Waiting && !plan::can_have_no_turn(claim);
+    plan::holder_id(claim).filter(|current| waits && current != id)
 }
 
 /// One look at a claim.

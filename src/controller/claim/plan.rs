@@ -95,19 +95,27 @@ pub(super) fn is_first(claim: &LockClaim, lock: &str) -> bool {
     claim.spec.locks.iter().all(|asked| lock <= asked.name.as_str())
 }
 
-/// The last of its locks in whose queue this attempt has come to stand, as etcd knows.
+/// The last of its locks in whose queue it has come to stand, as etcd knows.
 fn reached(claim: &LockClaim) -> Option<&str> {
     claim.status.as_ref()?.reached.as_deref()
 }
 
-/// Whether etcd knows that this attempt has stood in the queue of one of the claim's locks, on its way to a later one or at it.
+/// Whether etcd knows that this attempt, or one before, has stood in the queue of one of the claim's locks, on its way to a
+/// later one or at it.
 pub(super) fn has_stood_at(claim: &LockClaim, lock: &str) -> bool {
     reached(claim).is_some_and(|reached| lock <= reached)
 }
 
-/// Whether this attempt has come to stand in the queue of one of the claim's locks, which each does in that of its first.
+/// Whether it has come to stand in the queue of one of the claim's locks, which each attempt does in that of its first.
 pub(super) fn has_reached(claim: &LockClaim, lock: &str) -> bool {
     is_first(claim, lock) || has_stood_at(claim, lock)
+}
+
+/// Up to which of several locks its next attempt stands where this one stood.
+pub(super) fn reached_by_next(claim: &LockClaim) -> Option<String> {
+    let last = in_order(claim).last().map(|last| last.name.as_str());
+    let granted = stage(claim) == Stage::Granted && claim.spec.locks.len() > 1;
+    reached(claim).or(last.filter(|_| granted)).map(str::to_owned)
 }
 
 /// Whether it waits for what no turn brings, and would only keep others from theirs.

@@ -3,7 +3,7 @@
 //! Redis is the model, etcd is the claim itself. The steps do to both what those of `walk.rs` do.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,10 +11,10 @@ use kube::ResourceExt;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use proptest::test_runner::{Config, TestCaseResult};
+use proptest::test_runner::{Config, RngSeed, TestCaseResult};
 
 use super::plan::{self, Facts, Stage, Step, Store};
-use super::{STEPS, claim_of_id, in_line, remembered, request, waits_for};
+use super::{STEPS, claim_of_id, in_line, records as records_id, remembered, request, successor, waits_for};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{
     ClaimedLock, FINALIZER, LockClaim, LockClaimSpec, LockClaimStatus, LockMode, LockRequest, NodeUnreachablePolicy,
@@ -41,12 +41,16 @@ const STREAM: usize = 2;
 enum Move {
     /// The controller takes the next step of a claim.
     Look(usize),
+    /// It does, and ends after it has written to etcd. The next one begins.
+    Crash(usize),
     /// Somebody deletes a claim: it gives back, or gives up.
     Delete(usize),
-    /// The controller is another one, that remembers nothing.
-    Forget,
+    /// The controller is another one, that remembers nothing, after so many beats without one.
+    Forget(i64),
     /// Redis is another process, without data; whether the controller goes with it.
     Lose { controller: bool },
+    /// Redis is a replica that lacks what the last so many moves have written; whether the controller goes with it.
+    Lag { moves: usize, controller: bool },
     /// So many beats pass.
     Pass(i64),
 }
@@ -68,14 +72,23 @@ impl Actor {
 
 /// Where one stands: by its priority, then by its arrival.
 type Place = (Reverse<i32>, usize);
+type Places = BTreeMap<&'static str, BTreeMap<String, Place>>;
 
 struct World {
     reign: Reign,
     records: BTreeMap<&'static str, Model>,
     actors: Vec<Actor>,
-    /// Of those that wait for a lock.
-    places: BTreeMap<&'static str, BTreeMap<HolderId, Place>>,
+    /// Of the claims that hold or wait for a lock, by UID.
+    places: Places,
     arrived: usize,
+    /// The claims that had begun anew when Redis became an old copy: it may have the place of the attempt before.
+    unplaced: BTreeSet<String>,
+    /// The records and places before each of the last moves, since Redis is this process.
+    history: Vec<(BTreeMap<&'static str, Model>, Places)>,
+    /// The controller ends before it frees what etcd has let go.
+    ends: bool,
+    /// One has ended so.
+    has_crashed: bool,
     /// Redis processes there were.
     processes: i64,
 }
@@ -97,6 +110,11 @@ fn record(reign: &Reign, permits: u32) -> Model {
     record
 }
 
+/// Of the claim whose attempt this is.
+fn uid(id: &HolderId) -> &str {
+    claim_of_id(id).expect("an attempt of a claim")
+}
+
 fn crowded(holds: &[Hold], permits: u32) -> bool {
     let has = |mode| holds.iter().any(|hold| hold.mode == mode);
     let counted: u32 = holds.iter().map(|hold| hold.mode.counted()).sum();
@@ -108,7 +126,18 @@ impl World {
         let reign = Reign { uid: "store".into(), term: 1 };
         let records = LOCKS.iter().map(|(lock, permits)| (*lock, record(&reign, *permits))).collect();
         let places = LOCKS.iter().map(|(lock, _)| (*lock, BTreeMap::new())).collect();
-        let mut world = Self { reign, records, actors: Vec::new(), places, arrived: 0, processes: 1 };
+        let mut world = Self {
+            reign,
+            records,
+            actors: Vec::new(),
+            places,
+            arrived: 0,
+            unplaced: BTreeSet::new(),
+            history: Vec::new(),
+            ends: false,
+            has_crashed: false,
+            processes: 1,
+        };
         specs.into_iter().for_each(|spec| world.create(spec));
         world
     }
@@ -139,12 +168,21 @@ impl World {
         let before = self.seen();
         let goes_on = match what {
             Move::Look(who) => self.look(*who, &before)?,
+            Move::Crash(who) => {
+                (self.ends, self.has_crashed) = (true, true);
+                self.look(*who, &before)?;
+                self.ends = false;
+                self.forget();
+                self.beat(0);
+                false
+            }
             Move::Delete(who) => {
                 let now = self.now();
                 self.actors[*who].claim.metadata.deletion_timestamp.get_or_insert(time::seconds(now));
                 false
             }
-            Move::Forget => {
+            Move::Forget(beats) => {
+                self.records.values_mut().for_each(|record| record.now += beats * BEAT_MS);
                 self.forget();
                 self.beat(0);
                 false
@@ -153,8 +191,27 @@ impl World {
                 if *controller {
                     self.forget();
                 }
-                self.lose(&before)?;
+                self.lose(&before, |record, to| record.restart((to.run_id.clone(), to.replid.clone())))?;
+                self.places.values_mut().for_each(BTreeMap::clear);
                 // What is put back is not granted.
+                self.check(&self.seen())?;
+                return Ok(false);
+            }
+            Move::Lag { moves, controller } => {
+                if *controller {
+                    self.forget();
+                }
+                let now = self.records["a"].now;
+                // Whom the replica doesn't know stands behind those that it knows.
+                let copy = self.history.swap_remove(self.history.len().saturating_sub(1 + moves));
+                (self.records, self.places) = copy;
+                let anew = self.actors.iter().map(|actor| &actor.claim).filter(|claim| plan::attempt(claim) > 1);
+                self.unplaced.extend(anew.filter_map(LockClaim::uid));
+                self.records.values_mut().for_each(|record| record.now = now);
+                self.lose(&before, |record, to| {
+                    record.promoted(to.replid.clone());
+                    record.process.0.clone_from(&to.run_id);
+                })?;
                 self.check(&self.seen())?;
                 return Ok(false);
             }
@@ -173,7 +230,11 @@ impl World {
     }
 
     /// Each record is put back from etcd; whoever had a place, or a hold that nobody was told of, waits.
-    fn lose(&mut self, before: &BTreeMap<&'static str, Inspection>) -> TestCaseResult {
+    fn lose(
+        &mut self,
+        before: &BTreeMap<&'static str, Inspection>,
+        replace: impl Fn(&mut Model, &Opening),
+    ) -> TestCaseResult {
         self.processes += 1;
         let (to, now, reign) = (opening(self.processes), self.now(), self.reign.clone());
         for (lock, permits) in LOCKS {
@@ -190,19 +251,41 @@ impl World {
             for id in had.holds.iter().map(|hold| &hold.id).chain(had.waiters.iter().map(|(id, _)| id)) {
                 let owner = there().find(|(_, actor)| actor.id() == *id).map(|(_, actor)| &actor.claim);
                 let over = owner.is_none_or(|claim| {
-                    plan::stage(claim) == Stage::Releasing || plan::wait_left(claim, now) == Some(Duration::ZERO)
+                    // Another was granted its lock, and it has given up.
+                    let has_given_up = plan::attempt(claim) > 1 && !plan::has_reached(claim, lock);
+                    let is_late = plan::wait_left(claim, now) == Some(Duration::ZERO);
+                    plan::stage(claim) == Stage::Releasing || is_late || has_given_up
                 });
                 prop_assert!(over || has(id), "{} has lost its place at {lock}", id.as_str());
             }
             let quarantine = LEASE + Duration::from_secs(1);
             let wanted = Provision { quarantine, holds, waiters, ..Provision::new("lock", permits, LEASE) };
             let record = self.records.get_mut(lock).expect("one of the locks");
-            record.restart((to.run_id.clone(), to.replid.clone()));
+            replace(record, &to);
+            record.heartbeat(&reign, &reign.term.to_string(), 0).expect("it reigns");
             record.restore(&reign, &wanted, &to).expect("it reigns");
             record.open(&reign, &to).expect("it reigns");
-            self.places.get_mut(lock).expect("one of the locks").clear();
         }
+        self.free_orphans();
+        self.history.clear();
         Ok(())
+    }
+
+    /// As the look at a lock does.
+    fn free_orphans(&mut self) {
+        let Self { reign, records, actors, .. } = self;
+        for record in records.values_mut() {
+            let seen = record.inspect().expect("a record");
+            let pinned = seen.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
+            for id in pinned.chain(seen.waiters.iter().map(|(id, _)| id)) {
+                let mut there = actors.iter().filter(|actor| !actor.gone).map(|actor| &actor.claim);
+                let claim = there.find(|claim| claim.uid().as_deref() == claim_of_id(id));
+                if !claim.is_some_and(|claim| records_id(claim, id)) {
+                    let successor = claim.and_then(|claim| successor(claim, id));
+                    record.free(reign, id, successor.as_ref()).expect("it reigns");
+                }
+            }
+        }
     }
 
     /// The heartbeat, the renewals and the ends of one moment.
@@ -216,6 +299,7 @@ impl World {
             }
             record.expire(reign).expect("it reigns");
         }
+        self.free_orphans();
     }
 
     fn look(&mut self, who: usize, before: &BTreeMap<&'static str, Inspection>) -> Result<bool, TestCaseError> {
@@ -248,8 +332,9 @@ impl World {
             }
             Step::Pin => Ok(self.pin(who)),
             Step::Release(..) => Ok(self.write(who, false, reasons::RELEASING, |_| {})),
-            Step::Free | Step::Withdraw => {
-                self.free_all(who);
+            step @ (Step::Free | Step::Withdraw) => {
+                self.ends &= step == Step::Withdraw;
+                self.free_all(who, &self.actors[who].id(), None);
                 self.actors[who].gone = true;
                 Ok(false)
             }
@@ -341,7 +426,7 @@ impl World {
             Acquired::Lost => self.next_attempt(who),
             Acquired::Busy { .. } => {
                 let now = self.now();
-                self.free_all(who);
+                self.free_all(who, &self.actors[who].id(), None);
                 self.write(who, false, reasons::WAIT_TIMEOUT, |status| {
                     condition::set(&mut status.conditions, types::FINISHED, true, reasons::WAIT_TIMEOUT, "", None, now);
                 })
@@ -350,14 +435,29 @@ impl World {
         }
     }
 
-    /// What is held of the others goes, under the id of before.
+    /// All that is held is freed, under the id of before.
     fn next_attempt(&mut self, who: usize) -> bool {
-        self.free_all(who);
-        let attempt = plan::attempt(&self.actors[who].claim) + 1;
+        let reached = plan::reached_by_next(&self.actors[who].claim);
+        self.begin_anew(who, reached)
+    }
+
+    fn begin_anew(&mut self, who: usize, reached: Option<String>) -> bool {
+        let (before, attempt) = (self.actors[who].id(), plan::attempt(&self.actors[who].claim) + 1);
         self.write(who, false, reasons::WAITING, |status| {
-            (status.attempt, status.holder_id, status.reached) = (Some(attempt), None, None);
+            (status.attempt, status.holder_id, status.reached) = (Some(attempt), None, reached);
             status.locks.clear();
-        })
+        });
+        let (next, seen) = (self.actors[who].id(), self.seen());
+        self.free_all(who, &before, Some(next.clone()));
+        let waits = |record: &Inspection, id: &HolderId| record.waiters.iter().any(|(waiting, _)| waiting == id);
+        for (lock, record) in self.records.iter().filter(|_| !self.ends) {
+            // One that was put back remembers no place.
+            let is_granted = |hold: &Hold| hold.id == before && hold.token.epoch().get() == self.processes;
+            let stood = waits(&seen[lock], &before) || seen[lock].holds.iter().any(is_granted);
+            let stands = waits(&record.inspect().expect("a record"), &next);
+            assert!(stands || !stood, "{} has lost its place at {lock}", next.as_str());
+        }
+        true
     }
 
     fn pin(&mut self, who: usize) -> bool {
@@ -366,8 +466,8 @@ impl World {
             let token = plan::recorded_token(&claim, &one.name).expect("it was granted");
             let record = self.record(&one.name).inspect().expect("a record");
             let is_old = token.epoch().get() < self.processes;
-            if is_old && record.is_taken_since(token) {
-                return self.next_attempt(who);
+            if is_old && record.is_over_full() {
+                return self.begin_anew(who, None);
             }
             if is_old && record.quarantine > 0 {
                 return false;
@@ -386,11 +486,12 @@ impl World {
         kept.extend(claim.spec.locks.iter().map(|one| (one.name.clone(), true)));
     }
 
-    fn free_all(&mut self, who: usize) {
-        let (claim, id, reign) = (self.actors[who].claim.clone(), self.actors[who].id(), self.reign.clone());
+    fn free_all(&mut self, who: usize, id: &HolderId, successor: Option<HolderId>) {
+        let (claim, reign) = (self.actors[who].claim.clone(), self.reign.clone());
         self.actors[who].kept.clear();
-        for one in &claim.spec.locks {
-            self.record(&one.name).free(&reign, &id).expect("it reigns");
+        for one in claim.spec.locks.iter().filter(|_| !self.ends) {
+            let record = self.records.get_mut(one.name.as_str()).expect("one of the locks");
+            record.free(&reign, id, successor.as_ref()).expect("it reigns");
         }
     }
 
@@ -406,8 +507,11 @@ impl World {
             let put_back = record.is_over_full();
             prop_assert!(put_back == crowded(&record.holds, record.permits), "{:?}", record.holds);
             prop_assert!(!put_back || self.processes > 1, "I1: {lock} is held by {:?}", record.holds);
-            let present = record.holds.iter().map(|hold| &hold.id).chain(record.waiters.iter().map(|(id, _)| id));
-            for id in present {
+            // What a controller that ended, or an old copy, has left unpinned ends by itself.
+            let is_left = |hold: &&Hold| self.has_crashed || hold.token.epoch().get() < self.processes;
+            let held = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned || !is_left(hold));
+            let held = held.map(|hold| &hold.id);
+            for id in held.chain(record.waiters.iter().map(|(id, _)| id)) {
                 let there = |actor: &Actor| !actor.gone && plan::stage(&actor.claim) != Stage::Finished;
                 let known = self.actors.iter().any(|actor| there(actor) && actor.id() == *id);
                 prop_assert!(known, "{} has or wants {lock}, and is over", id.as_str());
@@ -429,22 +533,28 @@ impl World {
     fn check_order(&mut self, lock: &'static str, before: &Inspection, after: &Inspection) -> TestCaseResult {
         let granted =
             after.holds.iter().map(|hold| &hold.id).filter(|id| before.holds.iter().all(|old| old.id != **id));
-        let granted: Vec<&HolderId> = granted.collect();
+        let has_place = |id: &&HolderId| !self.unplaced.contains(uid(id));
+        let granted: Vec<&HolderId> = granted.filter(has_place).collect();
+        let waiting: Vec<&HolderId> = after.waiters.iter().map(|(id, _)| id).filter(has_place).collect();
         let places = self.places.get_mut(lock).expect("one of the locks");
-        for id in after.waiters.iter().map(|(id, _)| id).chain(granted.iter().copied()) {
-            let priority = self.actors.iter().find(|actor| actor.claim.uid().as_deref() == claim_of_id(id));
+        for uid in waiting.iter().chain(&granted).map(|id| uid(id)) {
+            let priority = self.actors.iter().find(|actor| actor.claim.uid().as_deref() == Some(uid));
             let priority = priority.map_or(0, |actor| actor.claim.spec.priority);
             self.arrived += 1;
-            places.entry(id.clone()).or_insert((Reverse(priority), self.arrived));
+            places.entry(uid.to_owned()).or_insert((Reverse(priority), self.arrived));
         }
         for id in granted {
-            let overtaken = after
-                .waiters
+            let overtaken = waiting
                 .iter()
-                .find(|(waiting, _)| places[waiting] < places[id] && !self.records[lock].is_reserved(waiting));
+                .find(|waiting| places[uid(waiting)] < places[uid(id)] && !self.records[lock].is_reserved(waiting));
             prop_assert!(overtaken.is_none(), "{} overtakes {overtaken:?} at {lock}", id.as_str());
         }
-        places.retain(|id, _| after.waiters.iter().any(|(waiting, _)| waiting == id));
+        prop_assert!(
+            waiting.iter().map(|id| places[uid(id)]).is_sorted(),
+            "{waiting:?} don't stand at {lock} as they came: {places:?}"
+        );
+        let there: BTreeSet<&str> = after.holds.iter().map(|hold| &hold.id).chain(waiting).map(uid).collect();
+        places.retain(|uid, _| there.contains(uid.as_str()));
         Ok(())
     }
 
@@ -509,9 +619,11 @@ fn spec(of: usize) -> impl Strategy<Value = LockClaimSpec> {
 fn one_move(claims: usize) -> impl Strategy<Value = Move> {
     prop_oneof![
         12 => (0..claims).prop_map(Move::Look),
+        1 => (0..claims).prop_map(Move::Crash),
         2 => (0..claims).prop_map(Move::Delete),
-        1 => Just(Move::Forget),
+        1 => (0..6_i64).prop_map(Move::Forget),
         1 => any::<bool>().prop_map(|controller| Move::Lose { controller }),
+        1 => (0..9_usize, any::<bool>()).prop_map(|(moves, controller)| Move::Lag { moves, controller }),
         2 => (1..8_i64).prop_map(Move::Pass),
     ]
 }
@@ -524,13 +636,22 @@ fn sequence() -> impl Strategy<Value = (Vec<LockClaimSpec>, Vec<Move>)> {
     })
 }
 
+/// The same sequences in each run; others by `LEASEHOLD_SEED`, and more of them by `LEASEHOLD_SEQUENCES`.
+fn config() -> Config {
+    let number = |name, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
+    let cases = u32::try_from(number("LEASEHOLD_SEQUENCES", 1_000)).expect("a sensible number");
+    let rng_seed = RngSeed::Fixed(number("LEASEHOLD_SEED", 8));
+    Config { cases, rng_seed, max_shrink_iters: 500, failure_persistence: None, ..Config::default() }
+}
+
 proptest! {
-    #![proptest_config(Config { cases: 1_000, max_shrink_iters: 500, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn all_are_held_or_none_nobody_is_overtaken_and_everybody_has_its_turn((specs, moves) in sequence()) {
         let mut world = World::of(specs);
         for one in &moves {
+            world.history.push((world.records.clone(), world.places.clone()));
             world.act(one)?;
         }
         world.settle()?;

@@ -19,12 +19,12 @@ use super::super::writes::{
 use super::super::{Error, SOON, lock_ref};
 use super::arrivals::Standing;
 use super::plan::{self, Stage, Step};
-use super::{Asked, Look, request};
+use super::{Asked, Look, request, successor};
 use crate::api::condition::{self, reasons, types};
 use crate::api::gated::{WITHDRAWN, is_gated};
 use crate::api::{ClaimedLock, FINALIZER, LOCK_LABEL, LockClaim, LockClaimStatus, time};
 use crate::failpoint::{Failpoint, around};
-use crate::lease::{Acquired, Grant, Renewed};
+use crate::lease::{Acquired, Grant, HolderId, Renewed};
 use crate::store::Refusal;
 
 /// What one step leaves to do.
@@ -57,7 +57,7 @@ impl Look {
             Step::Finish(reason, message) => self.give_up(reason, &message).await,
             Step::Withdraw => {
                 let next = self.let_go().await?;
-                self.free_all().await?;
+                self.free_all(None).await?;
                 Ok(next)
             }
             Step::RemoveFinalizer => self.let_go().await,
@@ -196,7 +196,7 @@ impl Look {
     }
 
     /// Who waits for one lock again had those of higher names before a record was lost. It keeps its places there, reserved;
-    /// `false`: it holds one, or has lost one for good.
+    /// `false`: it has a hold there that leaves no place, or has lost one for good.
     async fn keeps_its_places(&self, next: &[Asked]) -> Result<bool, Error> {
         for one in next.iter().filter(|one| self.has(one)) {
             let (Some(open), Some(request)) = (&one.open, request(&self.claim, &one.request, self.facts.now)) else {
@@ -225,7 +225,8 @@ impl Look {
     }
 
     /// It can't have one of its locks before somebody does something: it keeps none of them from anybody. They are freed
-    /// after etcd has the next attempt. Where a store can't be asked nobody is kept from anything, and its places stay.
+    /// after etcd has the next attempt; its places go only where no turn would bring it the lock. Where a store can't be asked
+    /// nobody is kept from anything.
     async fn wait_empty_handed(
         &self,
         reason: &'static str,
@@ -233,7 +234,7 @@ impl Look {
         within: Option<Duration>,
     ) -> Result<Next, Error> {
         if self.asked.iter().any(|one| one.open.is_some() && self.has(one)) {
-            return self.next_attempt().await;
+            return self.begin_anew(None, reason, message).await;
         }
         self.wait(reason, message, within).await
     }
@@ -308,7 +309,7 @@ impl Look {
         if let Some(events) = self.events() {
             events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
         }
-        self.free_all().await?;
+        self.free_all(None).await?;
         Ok(next)
     }
 
@@ -339,9 +340,14 @@ impl Look {
         .await
     }
 
-    /// The attempt has ended before it was told: the next one begins at the end of the queue. What is held of the other
-    /// locks is freed after etcd has let it go.
+    /// The attempt has ended before it was told: the next one stands where this one stood. What is held is freed after etcd
+    /// has let it go.
     async fn next_attempt(&self) -> Result<Next, Error> {
+        self.begin_anew(plan::reached_by_next(&self.claim), reasons::WAITING, "it waits for its turn").await
+    }
+
+    /// `reached`: up to which lock the next attempt surely stands where this one stood.
+    async fn begin_anew(&self, reached: Option<String>, reason: &str, message: &str) -> Result<Next, Error> {
         self.ctx.renewals.forget(&self.id);
         let next = self
             .write(Failpoint::ClaimRetry, |status| {
@@ -349,23 +355,28 @@ impl Look {
                 status.holder_id = None;
                 status.fencing_token = None;
                 status.locks.clear();
-                status.reached = None;
-                self.held(status, false, reasons::WAITING, "it waits for its turn");
+                status.reached = reached;
+                self.held(status, false, reason, message);
             })
             .await?;
-        self.free_all().await?;
+        if let Next::Again(written) = &next {
+            self.free_all(successor(written, &self.id).as_ref()).await?;
+        }
         Ok(next)
     }
 
     /// A grant that nobody was told of time may have taken, and given to another, before Redis lost both. If the other one was
-    /// put back from etcd, too, there is no room for both. If it holds directly, it may believe in it until the quarantine is
-    /// over. `None`: it is this claim's.
+    /// put back from etcd, too, there is no room for both: it may have been told, whichever was granted first. If it holds
+    /// directly, it may believe in it until the quarantine is over. `None`: it is this claim's.
     async fn may_be_anothers(&self, one: &Asked, open: &OpenStore) -> Result<Option<Next>, Error> {
-        let granted = plan::recorded_token(&self.claim, one.key.name()).filter(|token| token.epoch() < open.epoch);
-        let Some(token) = granted else { return Ok(None) };
+        let granted = plan::recorded_token(&self.claim, one.key.name());
+        if granted.is_none_or(|token| token.epoch() >= open.epoch) {
+            return Ok(None);
+        }
         let Some(record) = open.control.store().inspect(&one.key).await? else { return Ok(None) };
-        if record.is_taken_since(token) {
-            return Ok(Some(self.next_attempt().await?));
+        if record.is_over_full() {
+            // What was put back from etcd remembers no place.
+            return Ok(Some(self.begin_anew(None, reasons::WAITING, "it waits for its turn").await?));
         }
         let quarantine = record.quarantine_left();
         Ok((!quarantine.is_zero()).then_some(Next::Rest(Some(quarantine))))
@@ -467,7 +478,7 @@ impl Look {
     /// freed when the store is back.
     async fn free(&self) -> Result<Next, Error> {
         for one in &self.asked {
-            match self.free_one(one).await? {
+            match self.free_one(one, None).await? {
                 Some(Ok(()) | Err(Refusal::Unprovisioned)) => {}
                 Some(Err(refusal)) => return self.refused(&refusal),
                 None if one.lock.is_some() && self.claim.metadata.deletion_timestamp.is_none() => {
@@ -491,11 +502,11 @@ impl Look {
     }
 
     /// Frees what it holds and where it waits, under an id that etcd has just let go: never before, since what is seen here
-    /// may be old, and the id that of a hold that was told. After a crash between the two, places and holds that nobody
-    /// renews end by themselves.
-    async fn free_all(&self) -> Result<(), Error> {
+    /// may be old, and the id that of a hold that was told. After a crash between the two the next look at the lock does it.
+    /// `successor`: the id of its next attempt, which stands there then.
+    async fn free_all(&self, successor: Option<&HolderId>) -> Result<(), Error> {
         for one in &self.asked {
-            if let Some(Err(refusal)) = self.free_one(one).await?
+            if let Some(Err(refusal)) = self.free_one(one, successor).await?
                 && refusal != Refusal::Unprovisioned
             {
                 info!(claim = %self.me, %refusal, "left in the queue; it is freed when the store is open");
@@ -505,11 +516,11 @@ impl Look {
     }
 
     /// What it holds or waits for of one lock; `None`: its store can't be asked.
-    async fn free_one(&self, one: &Asked) -> Result<Option<Result<(), Refusal>>, Error> {
+    async fn free_one(&self, one: &Asked, successor: Option<&HolderId>) -> Result<Option<Result<(), Refusal>>, Error> {
         let Some(open) = &one.open else { return Ok(None) };
         let point =
             if plan::stage(&self.claim) == Stage::Waiting { Failpoint::ClaimWithdraw } else { Failpoint::ClaimFree };
-        Ok(Some(around(self.point(one, point), open.control.free(&one.key, &self.id)).await?))
+        Ok(Some(around(self.point(one, point), open.control.free(&one.key, &self.id, successor)).await?))
     }
 
     async fn end(&self, reason: &str, message: &str) -> Result<Next, Error> {
@@ -541,7 +552,7 @@ impl Look {
         match self.remove().await {
             Ok(()) => {
                 for one in &self.asked {
-                    if !matches!(self.free_one(one).await, Ok(Some(Ok(())))) {
+                    if !matches!(self.free_one(one, None).await, Ok(Some(Ok(())))) {
                         self.ctx.triggers.lock(lock_ref(&one.key));
                     }
                 }

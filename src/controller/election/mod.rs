@@ -326,7 +326,7 @@ impl<'a> Election<'a> {
     async fn free(&mut self, pod_uid: &str) -> Result<Next, Error> {
         let Some(record) = self.record(pod_uid) else { return Ok(Next::Again) };
         if let Some(id) = holder_id(&self.lock, pod_uid, record.attempt) {
-            match around(Failpoint::ElectionFree, self.open.control.free(self.key, &id)).await? {
+            match around(Failpoint::ElectionFree, self.open.control.free(self.key, &id, None)).await? {
                 Ok(()) | Err(Refusal::Unprovisioned) => self.ctx.renewals.forget(&id),
                 Err(refusal) => return Ok(self.refused(&refusal)),
             }
@@ -440,7 +440,7 @@ impl<'a> Election<'a> {
         let Some(lock) = api.get_opt(&self.lock.name_any()).await? else { return Ok(()) };
         for id in unknown.into_iter().filter(|id| !records(&lock, id)) {
             info!(key = %self.key, ?id, "freeing a choice that nobody records");
-            let _ = around(Failpoint::ElectionFreeStray, self.open.control.free(self.key, id)).await?;
+            let _ = around(Failpoint::ElectionFreeStray, self.open.control.free(self.key, id, None)).await?;
             self.ctx.renewals.forget(id);
         }
         Ok(())

@@ -38,7 +38,7 @@ pub(super) async fn free_ended(
     let mut freed = false;
     for (hold, pod) in holding {
         let Fate::Ended(evidence) = ctx.pods.fate(key.namespace(), &pod, follower.clone()).await? else { continue };
-        match around(Failpoint::LockFreeEnded, open.control.free(key, &hold.id)).await? {
+        match around(Failpoint::LockFreeEnded, open.control.free(key, &hold.id, None)).await? {
             Ok(()) => {
                 freed = true;
                 let note = format!(

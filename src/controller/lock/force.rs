@@ -102,7 +102,7 @@ pub(super) async fn heed(
     match target {
         Target::Claim(claim) => ctx.triggers.claim(claim),
         Target::Direct(id) => {
-            if let Err(refusal) = around(Failpoint::ForceFree, open.control.free(key, &id)).await? {
+            if let Err(refusal) = around(Failpoint::ForceFree, open.control.free(key, &id, None)).await? {
                 info!(%key, %refusal, "not freed now");
             }
         }

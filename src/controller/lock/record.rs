@@ -9,7 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
-use super::super::claim::{Stage, claim_of_id, places, records, remembered, stage};
+use super::super::claim::{Stage, claim_of_id, places, records, remembered, stage, successor};
 use super::super::stores::OpenStore;
 use super::super::writes::{api_of, replace_status};
 use super::super::{Context, Error, election};
@@ -173,10 +173,12 @@ pub(super) async fn free_orphans(
         let claim = claims.iter().find(|claim| claim.uid().as_deref() == claim_of_id(id));
         match claim {
             Some(claim) if records(claim, id) => ctx.triggers.claim(ObjectRef::from_obj(claim)),
-            _ => {
+            claim => {
                 warn!(%key, ?id, "freeing what no claim records");
                 ctx.renewals.forget(id);
-                if let Err(refusal) = around(Failpoint::LockFreeOrphan, open.control.free(key, id)).await? {
+                let successor = claim.and_then(|claim| successor(claim, id));
+                let freed = open.control.free(key, id, successor.as_ref());
+                if let Err(refusal) = around(Failpoint::LockFreeOrphan, freed).await? {
                     info!(%key, %refusal, "not freed now");
                 }
             }

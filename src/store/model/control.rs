@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::record::{Ended, Record, duration, grant_of};
-use super::{Asker, Gate, Model, StoreKey, ms};
+use super::{Asker, Gate, Model, StoreKey, Waiter, ms};
 use crate::lease::{Acquired, Epoch, HolderId, Renewed, Request};
 use crate::store::{Due, Heartbeat, Hold, HoldState, Opening, Place, Provision, Provisioned, Refusal, Sealed};
 
@@ -150,7 +150,7 @@ impl Model {
         }
         let sealed = record.sealed;
         for Place { request, reserved } in provision.waiters.iter().filter(|_| !sealed) {
-            self.line_up(request, if *reserved { Asker::Reserving } else { Asker::Delegated });
+            self.put_in_line(request, if *reserved { Asker::Reserving } else { Asker::Delegated });
         }
         if let Some(record) = &mut self.record {
             record.put_back(provision, now, open);
@@ -162,7 +162,7 @@ impl Model {
     }
 
     /// Puts back a place, unless it holds, has ended, or can't be satisfied.
-    fn line_up(&mut self, request: &Request, asker: Asker) {
+    fn put_in_line(&mut self, request: &Request, asker: Asker) {
         let now = self.now;
         let Some(record) = &mut self.record else { return };
         let is_over = record.hold(&request.id).is_some() || record.ended(&request.id, now).is_some();
@@ -189,6 +189,10 @@ impl Model {
     /// See [`Model::heartbeat`].
     pub fn reserve(&mut self, reign: &Reign, request: &Request) -> Result<Acquired, Refusal> {
         let gate = self.admit(reign)?;
+        let place = self.load().and_then(|record| record.stand_again(&request.id));
+        if let Some(place) = place {
+            self.line_up(place);
+        }
         if let Some(settled) = self.settled(request, Asker::Reserving) {
             return Ok(settled);
         }
@@ -221,18 +225,42 @@ impl Model {
     ///
     /// # Errors
     /// See [`Model::heartbeat`].
-    pub fn free(&mut self, reign: &Reign, id: &HolderId) -> Result<(), Refusal> {
+    pub fn free(&mut self, reign: &Reign, id: &HolderId, next: Option<&HolderId>) -> Result<(), Refusal> {
         self.admit(reign)?;
         let now = self.now;
-        let Some(record) = self.load() else {
+        if self.load().is_none() {
             return Err(Refusal::Unprovisioned);
-        };
-        if record.hold(id).is_some() {
+        }
+        if let Some(next) = next {
+            self.hand_on(id, next);
+        }
+        if self.record.as_mut().is_some_and(|record| record.hold(id).is_some()) {
             self.finish(id, Ended::Released);
         } else {
             self.leave_for_good(id, Ended::Released, now);
         }
         Ok(())
+    }
+
+    /// The next attempt stands where this one does, or did before it was granted.
+    fn hand_on(&mut self, id: &HolderId, next: &HolderId) {
+        let now = self.now;
+        let Some(record) = self.record.as_mut().filter(|record| !record.sealed) else { return };
+        let is_over = record.hold(next).is_some() || record.ended(next, now).is_some();
+        let waits = self.queue.iter().find(|waiter| waiter.request.id == *id && !waiter.gone(now));
+        let stood = if record.hold(id).is_some() { record.place_of(id) } else { waits };
+        let Some(stood) = stood.filter(|_| !is_over).cloned() else { return };
+        let own = self.queue.iter().position(|waiter| waiter.request.id == *next);
+        let mut waiter = match own {
+            Some(at) if self.queue[at].seq < stood.seq => return,
+            Some(at) => self.queue.remove(at),
+            None => {
+                let request = Request { id: next.clone(), ..stood.request.clone() };
+                Waiter { deadline: stood.deadline, ..Waiter::new(request, stood.seq, Asker::Reserving) }
+            }
+        };
+        (waiter.seq, waiter.request.priority) = (stood.seq, stood.request.priority);
+        self.line_up(waiter);
     }
 
     /// As [`crate::store::Control::expire`], of this one lock. The real answer may be earlier: at an end that has

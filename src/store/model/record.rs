@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::{Hold, HoldState, Provision};
-use super::{REFRESH_MS, REMEMBER_MS, REMEMBERED, ms};
+use super::{Asker, REFRESH_MS, REMEMBER_MS, REMEMBERED, Waiter, ms};
 use crate::lease::{Epoch, FencingToken, Grant, HolderId, Mode, Request};
 
 /// What an ended id is remembered for.
@@ -28,6 +28,8 @@ pub(super) struct Record {
     pub(super) sealed: bool,
     pub(super) not_before: i64,
     pub(super) holds: Vec<Hold>,
+    /// Where those of them stand again that nobody was told of, if they are lost.
+    pub(super) places: Vec<Waiter>,
     pub(super) finished: Vec<(HolderId, i64, Ended)>,
 }
 
@@ -78,19 +80,53 @@ impl Record {
         }
     }
 
-    pub(super) fn end(&mut self, id: &HolderId, how: Ended, now: i64) {
+    fn vacate(&mut self, id: &HolderId) {
         self.holds.retain(|hold| hold.id != *id);
+        self.places.retain(|place| place.request.id != *id);
+    }
+
+    pub(super) fn end(&mut self, id: &HolderId, how: Ended, now: i64) {
+        self.vacate(id);
         self.remember(id.clone(), how, now);
     }
 
-    /// Ends what is over; the real record does so at its first use after that time.
+    /// The holds that time has taken.
+    pub(super) fn over(&self, now: i64) -> impl Iterator<Item = &Hold> {
+        self.holds.iter().filter(move |hold| hold.state != HoldState::Pinned && hold.expires <= now)
+    }
+
+    /// Ends what is over and has no place; the real record does so at its first use after that time.
     pub(super) fn sweep(&mut self, now: i64) {
-        let over = |hold: &&Hold| hold.state != HoldState::Pinned && hold.expires <= now;
-        let mut ended: Vec<Hold> = self.holds.iter().filter(over).cloned().collect();
+        let mut ended: Vec<Hold> = self.over(now).filter(|hold| !self.keeps_place(hold)).cloned().collect();
         ended.sort_by_key(|hold| hold.token);
         for hold in ended {
             self.end(&hold.id, Ended::Expired, now);
         }
+    }
+
+    /// Where a delegated hold stood before it was granted.
+    pub(super) fn place_of(&self, id: &HolderId) -> Option<&Waiter> {
+        self.places.iter().find(|place| place.request.id == *id)
+    }
+
+    pub(super) fn keeps_place(&self, hold: &Hold) -> bool {
+        let had_all = self.max_hold > 0 && hold.expires >= hold.acquired + self.max_hold;
+        let in_vain = |place: &Waiter| place.again && hold.renewed == hold.acquired;
+        let has_place = self.place_of(&hold.id).is_some_and(|place| !in_vain(place));
+        hold.state != HoldState::Pinned && !self.sealed && !self.elected && !had_all && has_place
+    }
+
+    /// Gives up a hold that nobody was told of for its place.
+    pub(super) fn stand_again(&mut self, id: &HolderId) -> Option<Waiter> {
+        let hold = self.holds.iter().find(|hold| hold.id == *id)?;
+        let place = self.place_of(id).filter(|_| self.keeps_place(hold))?.clone();
+        self.vacate(id);
+        Some(place)
+    }
+
+    pub(super) fn next_seq(&mut self, now: i64) -> i64 {
+        self.seq = (self.seq + 1).max(now * 1000);
+        self.seq
     }
 
     fn used(&self) -> u32 {
@@ -126,15 +162,20 @@ impl Record {
         !self.sealed && self.not_before <= now && self.next_token(epoch).is_some() && !self.has(Mode::Exclusive)
     }
 
+    /// Grants to one that has stood there; of a delegated one the place is kept.
     pub(super) fn add(
         &mut self,
-        request: &Request,
+        waiter: &Waiter,
         token: FencingToken,
         state: HoldState,
         expires: i64,
         now: i64,
     ) -> Grant {
-        let Request { id, mode, identity, pod_uid, .. } = request.clone();
+        if waiter.asker != Asker::Direct {
+            let place = Waiter::new(waiter.request.clone(), waiter.seq, Asker::Reserving);
+            self.places.push(Waiter { again: waiter.again, ..place });
+        }
+        let Request { id, mode, identity, pod_uid, .. } = waiter.request.clone();
         let hold = Hold { id, token, mode, state, acquired: now, renewed: now, expires, identity, pod_uid };
         let grant = grant_of(&hold, now);
         self.last = token.get();
@@ -168,7 +209,10 @@ impl Record {
     pub(super) fn put_back(&mut self, provision: &Provision, now: i64, open: bool) {
         for remembered in provision.holds.clone() {
             if let Some(hold) = self.hold(&remembered.id) {
-                hold.state = HoldState::Pinned;
+                // An older copy may have what it was granted before.
+                let token = hold.token.max(remembered.token);
+                (hold.state, hold.token) = (HoldState::Pinned, token);
+                self.last = self.last.max(token.get());
                 continue;
             }
             if open && self.has_just_ended(&remembered.id, now) {

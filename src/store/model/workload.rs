@@ -69,7 +69,9 @@ impl Model {
         let can = record.open_for_grants(gate.epoch, now) && record.fits(request.mode);
         if self.queue.is_empty() && can {
             let expires = record.lease_end(now, now, now);
-            return Acquired::Granted(record.add(request, token, HoldState::Held, expires, now));
+            let seq = if asker == Asker::Direct { 0 } else { record.next_seq(now) };
+            let waiter = Waiter::new(request.clone(), seq, asker);
+            return Acquired::Granted(record.add(&waiter, token, HoldState::Held, expires, now));
         }
         if request.wait == Wait::No && !can {
             self.leave(&request.id);
@@ -130,10 +132,8 @@ impl Model {
         let refresh = record.refresh();
         self.queue.retain(|waiter| waiter.request.id != request.id || !waiter.gone(now));
         if !self.queue.iter().any(|waiter| waiter.request.id == request.id) {
-            record.seq = (record.seq + 1).max(now * 1000);
-            let (request, seq) = (request.clone(), record.seq);
-            self.queue.push(Waiter { request, seq, deadline: None, refresh: None, asker, turn_ends: None });
-            self.queue.sort_by_key(|w| (std::cmp::Reverse(w.request.priority), w.seq));
+            let waiter = Waiter::new(request.clone(), record.next_seq(now), asker);
+            self.line_up(waiter);
         }
         if let Some(at) = self.place(&request.id) {
             self.queue[at].deadline = match request.wait {
@@ -182,7 +182,7 @@ impl Model {
                     (false, Some(deadline)) => (HoldState::Offer, deadline.min(now + record.refresh())),
                     (false, None) => (HoldState::Offer, now + record.refresh()),
                 };
-                let grant = record.add(&waiter.request, token, state, expires, now);
+                let grant = record.add(&waiter, token, state, expires, now);
                 granted = granted.or(mine.then_some(grant));
             }
         }
@@ -192,9 +192,13 @@ impl Model {
     /// As [`crate::store::Store::renew`], of one hold.
     pub fn renew(&mut self, id: &HolderId) -> Renewed {
         let now = self.now;
-        let Some(record) = self.load() else {
+        // What is over stays as it is: this grants nothing.
+        let Some(record) = &mut self.record else {
             return Renewed::Unprovisioned;
         };
+        if let Some(over) = record.over(now).find(|hold| hold.id == *id) {
+            return if record.keeps_place(over) { Renewed::NotHeld } else { Renewed::Lost };
+        }
         let ended = record.ended(id, now);
         let sealed = record.sealed;
         match record.hold(id).map(|hold| hold.state) {

@@ -10,7 +10,8 @@ use leasehold::store::Store;
 use rstest::rstest;
 
 use super::fixture::{Fixture, a_while, claim_condition, epoch, is_ready, lock_reason, request};
-use crate::support::{LIMIT, Proxy, RedisServer, wait_for};
+use super::pair::Pair;
+use crate::support::{LIMIT, RedisServer, wait_for};
 
 /// How soon the controller has to notice.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
@@ -143,40 +144,6 @@ async fn a_snapshot_that_knows_less_takes_nothing() {
     scene.f.claim("late", "early", |_| {}).await;
     scene.heals(&scene.f.redis).await;
     scene.f.token_of("late").await;
-}
-
-/// A primary behind a proxy, and a replica whose link can be cut.
-struct Pair {
-    front: Proxy,
-    link: Proxy,
-    replica: RedisServer,
-}
-
-impl Pair {
-    async fn of(primary: &RedisServer) -> Self {
-        let (front, link) = (Proxy::start(primary.port()), Proxy::start(primary.port()));
-        let replica = RedisServer::replica_of(link.port()).await;
-        Self { front, link, replica }
-    }
-
-    async fn fixture(&self, primary: RedisServer) -> Fixture {
-        let f = Fixture::with(primary, |options| options.redis_address = Some(self.front.address())).await;
-        f.store_is("is Ready", is_ready).await;
-        f
-    }
-
-    /// From now on the replica knows nothing more.
-    async fn cut(&self) {
-        self.link.refuse(true).await;
-        self.link.cut();
-    }
-
-    /// The replica takes the place of the primary. When it has.
-    async fn promote(&self) -> Instant {
-        self.replica.promote().await;
-        self.front.point_at(self.replica.port());
-        Instant::now()
-    }
 }
 
 #[tokio::test]

@@ -7,10 +7,12 @@ use kube::ResourceExt;
 use leasehold::api::condition::{self, reasons, types};
 use leasehold::api::{DistributedLock, LockClaim, LockRequest};
 use leasehold::lease::HolderId;
+use leasehold::store::Store;
 
 use super::fixture::{Fixture, Site, a_while, claim_condition, is_ready};
+use super::pair::Pair;
 use crate::failpoints::witness::never_two;
-use crate::support::{LIMIT, RedisServer};
+use crate::support::{LIMIT, RedisServer, wait_for};
 
 /// A claim of these locks, as they are written.
 pub(crate) async fn claim(f: &Site, name: &str, locks: &[&str]) -> LockClaim {
@@ -256,10 +258,13 @@ async fn all_are_put_back_when_redis_and_the_controller_are_lost() {
     assert!(after[0] > before[1] && after[1] > before[0], "{after:?} after {before:?}");
 }
 
-/// One waits for its second lock, and one that came later for that alone.
-async fn keeps_its_place_at_the_second(lease: i32, lose: impl AsyncFn(&mut Fixture)) {
-    let mut f = Fixture::over(RedisServer::start().await).await;
-    locks_for(&f, &["a", "b"], lease).await;
+/// One waits for its second lock, and such that came later for one of them alone.
+async fn keeps_its_place_at_the_second(lose: impl AsyncFn(&mut Fixture)) {
+    keeps_its_place_of(Fixture::over(RedisServer::start().await).await, lose).await;
+}
+
+async fn keeps_its_place_of(mut f: Fixture, lose: impl AsyncFn(&mut Fixture)) {
+    locks(&f, &["a", "b"]).await;
     f.claim("mine", "b", |_| {}).await;
     f.token_of("mine").await;
     claim(&f, "both", &["a", "b"]).await;
@@ -287,7 +292,7 @@ async fn keeps_its_place_at_the_second(lease: i32, lose: impl AsyncFn(&mut Fixtu
 
 #[tokio::test]
 async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_and_the_controller_are_lost() {
-    keeps_its_place_at_the_second(2, async |f| {
+    keeps_its_place_at_the_second(async |f| {
         f.controller.kill();
         f.redis.kill();
         f.redis.restart().await;
@@ -298,7 +303,7 @@ async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_and_the_contro
 
 #[tokio::test]
 async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_is_lost() {
-    keeps_its_place_at_the_second(2, async |f| {
+    keeps_its_place_at_the_second(async |f| {
         f.redis.kill();
         f.store_is("is not Ready", |store| !is_ready(store)).await;
         f.redis.restart().await;
@@ -308,7 +313,7 @@ async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_is_lost() {
 
 #[tokio::test]
 async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_is_emptied() {
-    keeps_its_place_at_the_second(2, async |f| {
+    keeps_its_place_at_the_second(async |f| {
         let epoch = f.store_is("is Ready", is_ready).await.status.and_then(|status| status.epoch);
         f.redis.send::<()>("FLUSHALL").await;
         f.store_is("has another epoch", |store| store.status.as_ref().is_some_and(|s| s.epoch > epoch)).await;
@@ -318,14 +323,80 @@ async fn who_waits_for_its_second_lock_keeps_its_place_when_redis_is_emptied() {
 
 #[tokio::test]
 async fn who_waits_for_its_second_lock_keeps_its_place_while_redis_does_not_answer() {
-    // What nobody was told of time may take.
-    keeps_its_place_at_the_second(30, async |f| {
+    keeps_its_place_at_the_second(async |f| {
         f.redis.process().pause();
         f.store_is("is not Ready", |store| !is_ready(store)).await;
+        // Longer than the lease.
+        a_while().await;
         a_while().await;
         f.redis.process().resume();
     })
     .await;
+}
+
+/// Its first lock, that nobody was told of, is over.
+async fn time_takes_the_first(f: &Site, redis: &RedisServer) {
+    let store = Store::connect(&redis.endpoint(), f.test.name()).expect("a store");
+    wait_for("time takes the first lock", LIMIT, async || {
+        let record = store.inspect(&f.key("a")).await.ok()??;
+        record.holds.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_its_second_lock_keeps_its_place_while_no_controller_is_there() {
+    keeps_its_place_at_the_second(async |f| {
+        f.controller.kill();
+        time_takes_the_first(f, &f.redis).await;
+        f.controller.restart().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_its_second_lock_keeps_its_place_when_a_replica_takes_over() {
+    let primary = RedisServer::start().await;
+    let pair = Pair::of(&primary).await;
+    keeps_its_place_of(pair.fixture(primary).await, async |f| {
+        f.redis.wait_for_replica(&pair.replica).await;
+        f.controller.kill();
+        f.redis.kill();
+        time_takes_the_first(f, &pair.replica).await;
+        pair.promote().await;
+        f.controller.restart().await;
+    })
+    .await;
+}
+
+/// The replica doesn't know yet that it has been granted its first lock.
+#[tokio::test]
+async fn who_waits_for_its_second_lock_keeps_its_place_when_a_replica_that_lags_takes_over() {
+    let primary = RedisServer::start().await;
+    let pair = Pair::of(&primary).await;
+    let mut f = pair.fixture(primary).await;
+    locks(&f, &["a", "b"]).await;
+    for (name, lock) in [("early", "a"), ("mine", "b")] {
+        f.claim(name, lock, |_| {}).await;
+        f.token_of(name).await;
+    }
+    claim(&f, "both", &["b", "a"]).await;
+    waits_at(&f, "both", "a").await;
+    f.claim("other", "a", |_| {}).await;
+    f.has_its_place("other").await;
+    f.redis.wait_for_replica(&pair.replica).await;
+    pair.cut().await;
+    f.delete::<LockClaim>("early").await;
+    waits_at(&f, "both", "b").await;
+    f.redis.kill();
+    let epoch = f.store_is("is there", |_| true).await.status.and_then(|status| status.epoch);
+    pair.promote().await;
+    f.store_is("has another epoch", |store| store.status.as_ref().is_some_and(|s| s.epoch > epoch)).await;
+    f.delete::<LockClaim>("mine").await;
+    let both = tokens(&f, "both").await;
+    f.claim_reason("other", types::HELD, reasons::WAITING).await;
+    f.delete::<LockClaim>("both").await;
+    assert!(f.token_of("other").await > both[1]);
 }
 
 /// The same numbers in each run.

@@ -423,7 +423,7 @@ async fn ends_in_redis_alone(site: &Site, claim: &str) {
     let told = site.claim_is(claim, "is told", |claim| claim_condition(claim, types::HELD)).await;
     let id = told.status.and_then(|status| status.holder_id).expect("its id");
     let id = HolderId::new(id).expect("an id");
-    let freed = async || control(site).await?.free(&site.key("a"), &id).await.ok()?.ok();
+    let freed = async || control(site).await?.free(&site.key("a"), &id, None).await.ok()?.ok();
     wait_for("its hold has ended in Redis", LIMIT, freed).await;
 }
 

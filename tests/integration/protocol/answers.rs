@@ -20,7 +20,8 @@ pub(crate) enum Step {
     Claim(Reign, Request),
     Reserve(Reign, Request),
     Pin(Reign, HolderId),
-    Free(Reign, HolderId),
+    /// For the next attempt, where there is one.
+    Free(Reign, HolderId, Option<HolderId>),
     Expire(Reign),
     /// Of a reign, with its name.
     Heartbeat(Reign, u8),
@@ -91,7 +92,7 @@ impl Step {
             Step::Claim(reign, request) => Answer::Claimed(model.claim(reign, request)),
             Step::Reserve(reign, request) => Answer::Reserved(model.reserve(reign, request)),
             Step::Pin(reign, id) => Answer::Pinned(model.pin(reign, id)),
-            Step::Free(reign, id) => Answer::Freed(model.free(reign, id)),
+            Step::Free(reign, id, next) => Answer::Freed(model.free(reign, id, next.as_ref())),
             Step::Expire(reign) => Answer::Expired(model.expire(reign).map(|due| vec![due])),
             Step::Heartbeat(reign, name) => Answer::Heartbeat(model.heartbeat(reign, &name.to_string(), reign.term)),
             Step::Open(reign, opening) => Answer::Opened(model.open(reign, opening)),

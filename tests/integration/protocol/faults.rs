@@ -11,10 +11,10 @@ const SEED: u64 = 11;
 #[rstest]
 #[case::token_not_raised("  h.last = o.token\n", "")]
 #[case::finished_ids_forgotten("return till > now and number >= h.finished - REMEMBERED and how or nil", "return nil")]
-#[case::pinned_lease_taken_by_time(
-    "if o.state ~= 'pinned' then\n      if o.expires <= now",
-    "do\n      if o.expires <= now"
-)]
+#[case::pinned_lease_taken_by_time("    if o.state == 'pinned' then return end\n", "")]
+#[case::untold_hold_leaves_no_place("return o.seq and o.state ~= 'pinned' and", "return false and")]
+#[case::untold_hold_is_kept_for_ever("local in_vain = o.again == AGAIN and", "local in_vain = false and")]
+#[case::next_attempt_stands_at_the_end("if args[4] then hand_on(l, args[4], now) end", "")]
 #[case::gate_ignored("if not gate then return nil end", "gate = gate or {epoch = 1, look = now, heartbeat = now}")]
 #[case::demotion_not_noticed("if role ~= 'master' or replid ~= gate.replid then", "if false then")]
 #[case::priority_ignored("2147483647 - w.priority, w.seq) .. id", "0, w.seq) .. id")]

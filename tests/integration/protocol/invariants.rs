@@ -77,11 +77,15 @@ impl Checker {
     fn disbelieve(&mut self, Seen { step, answer, .. }: &Seen<'_>) {
         match (step, answer) {
             (Step::Release(id), Answer::Released(Released::Released | Released::Lost | Released::Cancelled))
-            | (Step::Free(_, id), Answer::Freed(Ok(()))) => {
+            | (Step::Free(_, id, _), Answer::Freed(Ok(()))) => {
                 self.believed.remove(id);
             }
             (Step::Cancel(id), Answer::Cancelled(cancelled)) if cancelled[0] == Released::Cancelled => {
                 self.believed.remove(id);
+            }
+            // The controller gives up what it holds, and has told nobody.
+            (Step::Reserve(_, request), Answer::Reserved(Ok(Acquired::Queued { .. }))) => {
+                self.believed.remove(&request.id);
             }
             (Step::Renew(ids), Answer::Renewed(renewed)) => {
                 for (id, _) in ids.iter().zip(renewed).filter(|(_, r)| matches!(r, Renewed::Lost | Renewed::NotHeld)) {
@@ -219,14 +223,25 @@ impl Checker {
             self.arrivals.clear();
             return;
         };
-        self.arrivals.retain(|id, _| after.waiters.iter().any(|(waiting, _)| waiting == id));
         let waits = |record: &Inspection, id: &HolderId| record.waiters.iter().any(|(waiting, _)| waiting == id);
+        let is_there =
+            |record: &Inspection, id: &HolderId| waits(record, id) || record.holds.iter().any(|hold| hold.id == *id);
         for Request { id, priority, .. } in asked(step) {
-            if waits(after, id) && !before.is_some_and(|before| waits(before, id)) {
+            if is_there(after, id) && !before.is_some_and(|before| is_there(before, id)) {
                 self.arrived += 1;
                 self.arrivals.insert(id.clone(), (Reverse(*priority), self.arrived));
             }
         }
+        // Who gives up a hold by `reserve`, or begins anew, stands where it stood; what time takes the model says.
+        if let Step::Free(_, id, Some(next)) = step {
+            let comes = !before.is_some_and(|before| is_there(before, next));
+            if let Some(arrival) = self.arrivals.get(id).copied().filter(|_| comes) {
+                self.arrivals.insert(next.clone(), arrival);
+            } else {
+                self.arrivals.remove(next);
+            }
+        }
+        self.arrivals.retain(|id, _| is_there(after, id));
         let order: Vec<_> = after.waiters.iter().filter_map(|(id, _)| self.arrivals.get(id)).collect();
         if !order.is_sorted() {
             self.violations.push(format!("I6: {:?} wait in the order {order:?}", after.waiters));

@@ -134,7 +134,7 @@ fn delegated(world: &World, known: &Known, record: Option<&Inspection>) -> Steps
         (10, (reign(world), fresh_request(world)).prop_map(|(r, request)| Step::Reserve(r, request)).boxed()),
         (20, (reign(world), old_request(world, known)).prop_map(|(r, request)| Step::Reserve(r, request)).boxed()),
         (30, (reign(world), some_id(known)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()),
-        (20, (reign(world), some_id(known)).prop_map(|(r, id)| Step::Free(r, id)).boxed()),
+        (20, free(world, known, some_id(known))),
     ];
     for (weight, state) in [(60, HoldState::Offer), (20, HoldState::Held)] {
         let ids = ids(state);
@@ -144,9 +144,19 @@ fn delegated(world: &World, known: &Known, record: Option<&Inspection>) -> Steps
     }
     let pinned = ids(HoldState::Pinned);
     if !pinned.is_empty() {
-        steps.push((70, (reign(world), select(pinned)).prop_map(|(r, id)| Step::Free(r, id)).boxed()));
+        steps.push((70, free(world, known, select(pinned).boxed())));
     }
     steps
+}
+
+/// Mostly for good, sometimes for a next attempt, which may have come before.
+fn free(world: &World, known: &Known, ids: BoxedStrategy<HolderId>) -> BoxedStrategy<Step> {
+    let next = prop_oneof![
+        6 => Just(None),
+        3 => Just(Some(id(world.next_id))),
+        1 => some_id(known).prop_map(Some),
+    ];
+    (reign(world), ids, next).prop_map(|(reign, id, next)| Step::Free(reign, id, next)).boxed()
 }
 
 fn opening(world: &World) -> BoxedStrategy<Opening> {

@@ -3,8 +3,8 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use leasehold::lease::{Acquired, Epoch, HolderId, LockKey, Mode, Released, Renewed, Request, Wait};
-use leasehold::store::{Control, Due, LIBRARY_SOURCE, LibraryState, Refusal};
+use leasehold::lease::{Acquired, Epoch, FencingToken, HolderId, LockKey, Mode, Released, Renewed, Request, Wait};
+use leasehold::store::{Control, Due, HoldState, LIBRARY_SOURCE, LibraryState, Provision, Refusal, Remembered};
 
 use super::fixture::{Declared, id, provision, request};
 use super::machine::patched;
@@ -70,6 +70,49 @@ async fn a_record_of_another_layout_is_an_error_for_it_alone() {
     let source = std::error::Error::source(&error).expect("the server's words").to_string();
     assert!(source.contains("layout 2"), "{source}");
     is_refused(&declared).await;
+}
+
+/// As version 0.1 has written it.
+#[tokio::test]
+async fn a_delegated_hold_without_a_place_ends_with_its_lease_and_one_with_a_place_stands_there() {
+    let declared = Declared::with(&provision(2, Duration::from_millis(300))).await;
+    let claim = async |name: &str| {
+        declared.control.claim(&declared.lock, &request(name, Wait::Forever)).await.unwrap().unwrap()
+    };
+    let (Acquired::Granted(_), Acquired::Granted(first)) = (claim("old").await, claim("new").await) else {
+        panic!("not granted");
+    };
+    let (key, field) = (format!("{PREFIX}:{{{}}}:lock", declared.lock), "id:old");
+    let mut hold: Vec<u8> = declared.server.send(&format!("HGET {key} {field}")).await;
+    hold.truncate(hold.len() - 17);
+    let mut set = redis::cmd("HSET");
+    let () = declared.server.query(set.arg(&key).arg(field).arg(hold)).await.unwrap();
+    wait_for("its lease is over", LIMIT, async || (claim("old").await == Acquired::Lost).then_some(())).await;
+    let renew = async || declared.store.renew(&[(declared.lock.clone(), id("new"))]).await.unwrap();
+    let Acquired::Granted(again) = claim("new").await else { panic!("it has lost its place") };
+    assert!(again.token > first.token, "{again:?} after {first:?}");
+    // Who can't be told, and renews nothing, keeps it from others no third time.
+    let is_over = async || {
+        let record = declared.store.inspect(&declared.lock).await.ok()??;
+        record.holds.is_empty().then_some(())
+    };
+    wait_for("its lease is over", LIMIT, is_over).await;
+    assert_eq!(renew().await, [Renewed::Lost]);
+    assert_eq!(claim("new").await, Acquired::Lost);
+}
+
+#[tokio::test]
+async fn of_a_hold_that_was_granted_again_the_newer_token_is_put_back() {
+    let declared = Declared::mutex().await;
+    let old = declared.granted("x").await.token.get();
+    let newer = FencingToken::new(old + 3).unwrap();
+    let hold =
+        Remembered { id: id("x"), token: newer, mode: Mode::Counted(1), identity: "claim/x".into(), pod_uid: None };
+    let known = Provision { holds: vec![hold], ..provision(1, Duration::from_secs(600)) };
+    declared.provision(&known).await;
+    let record = declared.store.inspect(&declared.lock).await.unwrap().unwrap();
+    assert_eq!((record.holds[0].token, record.holds[0].state), (newer, HoldState::Pinned));
+    assert_eq!(record.last, newer.get());
 }
 
 #[tokio::test]

@@ -125,7 +125,7 @@ impl World {
             Step::Restart => (self.restarts, self.promotions) = (self.restarts + 1, 0),
             Step::Promoted => self.promotions += 1,
             Step::Acquire(request) | Step::Claim(_, request) | Step::Reserve(_, request) => self.used(&request.id),
-            Step::Cancel(id) | Step::Release(id) => self.used(id),
+            Step::Cancel(id) | Step::Release(id) | Step::Free(_, _, Some(id)) => self.used(id),
             Step::CancelMany(ids) => ids.iter().for_each(|id| self.used(id)),
             Step::Heartbeat(reign, _) if reign.uid == STORE => self.term = self.term.max(reign.term),
             Step::Open(reign, opening) if reign.uid == STORE => {
@@ -150,7 +150,7 @@ impl World {
     fn remember(&mut self, step: &Step) {
         match (step, &self.answer) {
             (Step::Pin(_, id), Answer::Pinned(Ok(Renewed::Held(_)))) => self.write_down(id),
-            (Step::Free(_, id), Answer::Freed(Ok(()))) => {
+            (Step::Free(_, id, _), Answer::Freed(Ok(()))) => {
                 Arc::make_mut(&mut self.remembered).retain(|known| known.id != *id);
             }
             (Step::Provision(_, p), Answer::Provisioned(Ok(_))) | (Step::Restore(_, p, _), Answer::Restored(Ok(_))) => {
