@@ -30,7 +30,8 @@
 //! # Crashes
 //! After 1: the lease runs out, and the place is kept, or the same id finds its own grant. After 2 or 3: the next look goes on
 //! with `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between the next attempt in etcd
-//! and the call that hands its places on: the next look at the lock makes that call. At any point Redis may lose
+//! and the call that hands its places on: the next look at the lock makes that call, for a hold that isn't pinned once time
+//! has taken it. At any point Redis may lose
 //! everything: what etcd has as granted or told is put back with its token before anything is granted.
 //!
 //! The claim of a gated pod that has ended takes a shorter way than 5 to 7: it is deleted, our finalizer goes, by which etcd

@@ -81,7 +81,8 @@ struct World {
     /// Of the claims that hold or wait for a lock, by UID.
     places: Places,
     arrived: usize,
-    /// The claims that had begun anew when Redis became an old copy: it may have the place of the attempt before.
+    /// The claims that had begun anew when Redis became an old copy, or the controller ended: the attempt before may have
+    /// their place.
     unplaced: BTreeSet<String>,
     /// The records and places before each of the last moves, since Redis is this process.
     history: Vec<(BTreeMap<&'static str, Model>, Places)>,
@@ -172,6 +173,9 @@ impl World {
                 (self.ends, self.has_crashed) = (true, true);
                 self.look(*who, &before)?;
                 self.ends = false;
+                // What its attempt had unpinned is handed on once time has taken it: until then it may stand behind.
+                let claim = &self.actors[*who].claim;
+                self.unplaced.extend(claim.uid().filter(|_| plan::attempt(claim) > 1));
                 self.forget();
                 self.beat(0);
                 false
