@@ -27,6 +27,9 @@ use crate::failpoint::{Failpoint, around};
 use crate::lease::{Acquired, Grant, HolderId, Renewed};
 use crate::store::Refusal;
 
+/// What is said to a claim that waits.
+const WAITS: &str = "it waits for its turn";
+
 /// What one step leaves to do.
 pub(super) enum Next {
     /// Decide again, from what was written.
@@ -298,8 +301,8 @@ impl Look {
 
     fn waits_at(&self, one: &Asked) -> String {
         match self.asked.len() {
-            1 => "it waits for its turn".to_owned(),
-            _ => format!("it waits for its turn at {}", one.key.name()),
+            1 => WAITS.to_owned(),
+            _ => format!("{WAITS} at {}", one.key.name()),
         }
     }
 
@@ -343,7 +346,7 @@ impl Look {
     /// The attempt has ended before it was told: the next one stands where this one stood. What is held is freed after etcd
     /// has let it go.
     async fn next_attempt(&self) -> Result<Next, Error> {
-        self.begin_anew(plan::reached_by_next(&self.claim), reasons::WAITING, "it waits for its turn").await
+        self.begin_anew(plan::reached_by_next(&self.claim), reasons::WAITING, WAITS).await
     }
 
     /// `reached`: up to which lock the next attempt surely stands where this one stood.
@@ -376,7 +379,7 @@ impl Look {
         let Some(record) = open.control.store().inspect(&one.key).await? else { return Ok(None) };
         if record.is_over_full() {
             // What was put back from etcd remembers no place.
-            return Ok(Some(self.begin_anew(None, reasons::WAITING, "it waits for its turn").await?));
+            return Ok(Some(self.begin_anew(None, reasons::WAITING, WAITS).await?));
         }
         let quarantine = record.quarantine_left();
         Ok((!quarantine.is_zero()).then_some(Next::Rest(Some(quarantine))))

@@ -165,8 +165,7 @@ impl Model {
     fn put_in_line(&mut self, request: &Request, asker: Asker) {
         let now = self.now;
         let Some(record) = &mut self.record else { return };
-        let is_over = record.hold(&request.id).is_some() || record.ended(&request.id, now).is_some();
-        if !is_over && record.satisfiable(request.mode) {
+        if !record.has_been_served(&request.id, now) && record.satisfiable(request.mode) {
             self.enqueue(request, asker);
         }
     }
@@ -246,10 +245,9 @@ impl Model {
     fn hand_on(&mut self, id: &HolderId, next: &HolderId) {
         let now = self.now;
         let Some(record) = self.record.as_mut().filter(|record| !record.sealed) else { return };
-        let is_over = record.hold(next).is_some() || record.ended(next, now).is_some();
         let waits = self.queue.iter().find(|waiter| waiter.request.id == *id && !waiter.gone(now));
         let stood = if record.hold(id).is_some() { record.place_of(id) } else { waits };
-        let Some(stood) = stood.filter(|_| !is_over).cloned() else { return };
+        let Some(stood) = stood.filter(|_| !record.has_been_served(next, now)).cloned() else { return };
         let own = self.queue.iter().position(|waiter| waiter.request.id == *next);
         let mut waiter = match own {
             Some(at) if self.queue[at].seq < stood.seq => return,

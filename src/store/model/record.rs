@@ -63,6 +63,11 @@ impl Record {
         (till > now && !is_put_back).then_some(how)
     }
 
+    /// Whether an id waits for nothing: it holds, or has ended.
+    pub(super) fn has_been_served(&self, id: &HolderId, now: i64) -> bool {
+        self.holds.iter().any(|hold| hold.id == *id) || self.ended(id, now).is_some()
+    }
+
     /// Whether it ended no longer ago than a lease.
     fn has_just_ended(&self, id: &HolderId, now: i64) -> bool {
         self.last_end(id).is_some_and(|(till, _)| now < till - REMEMBER_MS + self.lease.min(REMEMBER_MS))

@@ -47,12 +47,8 @@ async fn is_free(f: &Site, lock: &str) {
 }
 
 async fn locks(f: &Site, names: &[&str]) {
-    locks_for(f, names, 2).await;
-}
-
-async fn locks_for(f: &Site, names: &[&str], lease: i32) {
     for name in names {
-        f.ready_lock(name, |spec| spec.lease_duration_seconds = lease).await;
+        f.ready_lock(name, |spec| spec.lease_duration_seconds = 2).await;
     }
 }
 
