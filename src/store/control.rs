@@ -137,8 +137,8 @@ pub struct Provision {
     pub token_ceiling: Option<i64>,
     /// Every delegated hold that etcd remembers.
     pub holds: Vec<Remembered>,
-    /// The places of the delegated waiters that etcd remembers, in their order. One that holds, has ended or can't be
-    /// satisfied gets none.
+    /// The places of the delegated waiters that etcd remembers, in their order. One that holds already, has ended or can't be
+    /// satisfied gets none. That of one in `holds` is where its next attempt stands: see [`Control::free`].
     pub waiters: Vec<Place>,
 }
 

@@ -21,7 +21,8 @@
 -- stood. Until it is pinned nobody was told: where time takes it, since the controller was away, its id stands there again,
 -- reserved, before all that came later, and nothing has ended. Where a claim must begin anew, under another id, that one is
 -- put there by the same call that frees the one before. What a crash leaves: each is one write. A replica that lags, or an
--- older copy, has the hold or the place, which is the same. Where its token is older than etcd's, etcd's is put back.
+-- older copy, has the hold or the place, which is the same. Where its token is older than etcd's, etcd's is put back. What
+-- etcd alone remembers is put back with its place, too, if it has one there.
 -- Between the claim's next attempt in etcd and that call the id of before stays where it is, and nobody has it: the
 -- controller's look at the lock frees it so, too.
 --
@@ -30,7 +31,7 @@
 -- Times are milliseconds; replies carry what remains, computed by that very call.
 
 local LAYOUT = 1                 -- of the record; also in the name of every function
-local VERSION = 4                -- of this code; a newer one replaces an older one, never the reverse
+local VERSION = 5                -- of this code; a newer one replaces an older one, never the reverse
 local EPOCH = 4294967296         -- tokens of one epoch: 2^32
 local REMEMBERED = 128           -- ended ids per lock
 local REMEMBER_MS = 60000
@@ -380,12 +381,12 @@ local function enqueue(l, id, ask, now)
   stand(l, id, w)
 end
 
+-- What stood there; nil: nothing.
 local function leave_queue(l, id)
-  if l.h.waiters == 0 then return false end
+  if l.h.waiters == 0 then return nil end
   local w = load_waiter(l, id)
-  if not w then return false end
-  dequeue(l, id, member(w, id))
-  return true
+  if w then dequeue(l, id, member(w, id)) end
+  return w
 end
 
 -- ---------------------------------------------------------------- granting
@@ -862,12 +863,12 @@ local function configure(h, args)
 end
 
 -- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned. One that is put back
--- waits no longer: it would be granted a second time. Beside an open gate one that has just ended stays so: etcd may
+-- waits no longer: it would be granted a second time; its next attempt stands there. Beside an open gate one that has just ended stays so: etcd may
 -- have let it go since it was read.
 local function put_back(l, args, from, to, now, gate)
   for i = from, to, 6 do
     local id = args[i]
-    leave_queue(l, id)
+    local stood = leave_queue(l, id)
     local raw = redis.call('HGET', l.key, 'id:' .. id)
     local o = raw and unpack_hold(raw)
     if o then
@@ -876,6 +877,7 @@ local function put_back(l, args, from, to, now, gate)
     elseif not (gate and raw and has_just_ended(l.h, raw, now)) then
       o = {token = tonumber(args[i + 1]), permits = tonumber(args[i + 2]), mode = args[i + 3], acquired = now,
         renewed = now, expires = now + l.h.lease, state = 'pinned', identity = args[i + 4], pod = args[i + 5]}
+      if stood and not gone(stood, now) then o.seq, o.priority, o.again = stood.seq, stood.priority, stood.again end
       count(l.h, o, 1)
     end
     if o then
@@ -900,14 +902,22 @@ local function line_up(l, args, from, now)
   end
 end
 
--- The next attempt stands where this one does, or did before it was granted; if it has come by itself, no further behind.
+-- The next attempt stands where this one does, or did before it was granted; if it has come by itself, no further behind. One
+-- that has been granted since would stand there again.
 local function hand_on(l, next, now)
   local stood = l.holder
   if not stood and l.h.waiters > 0 then
     stood = load_waiter(l, l.id)
     if stood and gone(stood, now) then stood = nil end
   end
-  if not stood or not stood.seq or l.h.sealed == 1 or has_been_served(l, next, now) then return end
+  if not stood or not stood.seq or l.h.sealed == 1 then return end
+  local raw = redis.call('HGET', l.key, 'id:' .. next)
+  local o = raw and unpack_hold(raw)
+  if o and o.seq and stood.seq < o.seq then
+    o.seq, o.priority = stood.seq, stood.priority
+    put_hold(l, next, o)
+  end
+  if o or raw and ended(l.h, raw, now) then return end
   local w = l.h.waiters > 0 and load_waiter(l, next) or nil
   if w and w.seq < stood.seq then return end
   if w then

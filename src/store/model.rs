@@ -50,6 +50,12 @@ impl Waiter {
         Self { request, seq, deadline: None, refresh: None, asker, turn_ends: None, again: false }
     }
 
+    /// Its place, where it stands again when what it was granted is lost untold.
+    fn reserved(&self) -> Self {
+        let place = Self::new(self.request.clone(), self.seq, Asker::Reserving);
+        Self { again: self.again, ..place }
+    }
+
     fn gone(&self, now: i64) -> bool {
         self.refresh.is_some_and(|at| at <= now) || self.deadline.is_some_and(|at| at <= now)
     }
@@ -179,6 +185,12 @@ impl Model {
     /// Whether one waits whose place is reserved.
     pub fn is_reserved(&self, id: &HolderId) -> bool {
         self.waiters().any(|waiter| waiter.request.id == *id && waiter.asker == Asker::Reserving)
+    }
+
+    /// Those that wait, and those that hold and would stand again where they did.
+    pub fn placed(&self) -> impl Iterator<Item = &HolderId> {
+        let held = self.record.iter().flat_map(|record| record.placed(self.now));
+        held.chain(self.waiters().map(|waiter| &waiter.request.id))
     }
 
     /// What those who wait have asked for, in the order in which they are served.

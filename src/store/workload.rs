@@ -99,21 +99,9 @@ impl Inspection {
         millis(self.lease)
     }
 
-    /// How long it still grants nothing, since what was lost may be believed.
-    pub fn quarantine_left(&self) -> Duration {
-        millis(self.quarantine)
-    }
-
     /// The holds without the offers, which may still go to another.
     pub fn held(&self) -> impl Iterator<Item = &Hold> {
         self.holds.iter().filter(|hold| hold.state != HoldState::Offer)
-    }
-
-    /// Whether more hold than would be granted beside each other: permits were lowered, or a hold was put back that time had
-    /// taken.
-    pub fn is_over_full(&self) -> bool {
-        let exclusive = self.holds.iter().any(|hold| hold.mode == Mode::Exclusive);
-        exclusive && self.holds.len() > 1 || permits_counted(self.holds.iter()) > self.permits
     }
 }
 

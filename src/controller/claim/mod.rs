@@ -20,9 +20,11 @@
 //! on as one that waits. From 2 to 4 etcd has a token that may be another's by now, and what reads it late would put that
 //! hold back: no attempt waits again after 2, it ends. Its holds are freed after etcd has the next one, and the same call has
 //! the next one's id stand where they stood. A place is given up only by who has had a lock for its `maxHoldSeconds` untold,
-//! was granted it twice in a row without a renewal, waits for what no turn brings, or finds after a loss of Redis that
-//! another was granted its lock.
-//! Where Redis has lost what was held before 4, nobody was told: it is waited for again, before those that came later.
+//! was granted it twice in a row without a renewal, or waits for what no turn brings.
+//! Where Redis has lost what was held before 2, it is waited for again, before those that came later. Between 2 and 4 etcd has
+//! a token, and a controller that is late may still write 4: the hold is put back, with its place. But time may have taken it
+//! before the loss, and another been told of a higher token and given it back: the attempt ends, by a write with which 4
+//! conflicts, and the next one stands there.
 //! `reached` in etcd, written with the words for people, says up to which lock the attempt has come. The places at
 //! the next ones are put back *reserved*: nothing is granted there before it has those before them again and claims, so that
 //! still whoever waits for one holds none of a higher name.
@@ -30,9 +32,8 @@
 //! # Crashes
 //! After 1: the lease runs out, and the place is kept, or the same id finds its own grant. After 2 or 3: the next look goes on
 //! with `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between the next attempt in etcd
-//! and the call that hands its places on: the next look at the lock makes that call, for a hold that isn't pinned once time
-//! has taken it. At any point Redis may lose
-//! everything: what etcd has as granted or told is put back with its token before anything is granted.
+//! and the calls that hand its places on: the next look at the lock makes them. At any point Redis may
+//! lose everything: what etcd has as granted or told is put back with its token before anything is granted.
 //!
 //! The claim of a gated pod that has ended takes a shorter way than 5 to 7: it is deleted, our finalizer goes, by which etcd
 //! lets it go, and only then `free` in Redis. A crash after the first: it is let go as others are. After the second: the next
@@ -94,8 +95,8 @@ pub(super) fn remembered(claim: &LockClaim, lock: &LockKey) -> Option<Remembered
     })
 }
 
-/// The places of the claims that wait for a lock, for a record that may lack them: first those that had held it and wait for
-/// the next one of theirs, each in the order of [`Arrivals`].
+/// The places of the claims that wait for a lock, for a record that may lack them: first those that had held it untold, each
+/// in the order of [`Arrivals`]. That of one which etcd has as granted is where its next attempt stands.
 pub(super) fn places<'a>(ctx: &Context, lock: &LockKey, claims: impl Iterator<Item = &'a LockClaim>) -> Vec<Place> {
     let now = Timestamp::now();
     if ctx.lock(lock).is_some_and(|lock| lock.spec.election.is_some()) {
@@ -105,7 +106,7 @@ pub(super) fn places<'a>(ctx: &Context, lock: &LockKey, claims: impl Iterator<It
         claim.metadata.namespace.as_deref() == Some(lock.namespace()) && claim.asked(lock.name()).is_some()
     };
     let asks_here = |claim| plan::holder_id(claim).is_some_and(|id| ctx.renewals.keeps(&id, lock));
-    let waiting = claims.filter(here).filter(|claim| waits_for(claim, lock, asks_here(claim), now));
+    let waiting = claims.filter(here).filter(|claim| has_place(claim, lock, asks_here(claim), now));
     in_line(lock, now, waiting.map(|claim| (claim, ctx.arrivals.place(claim))))
 }
 
@@ -116,25 +117,29 @@ fn in_line<'a, Came: Ord>(
     waiting: impl Iterator<Item = (&'a LockClaim, Came)>,
 ) -> Vec<Place> {
     let mut waiting: Vec<_> = waiting.collect();
+    let is_granted = |claim: &LockClaim| plan::stage(claim) == Stage::Granted;
     waiting.sort_by(|(one, came), (other, later)| {
-        let waits_here = |claim| !plan::has_passed(claim, lock.name());
+        let waits_here = |claim: &LockClaim| !is_granted(claim) && !plan::has_passed(claim, lock.name());
         (waits_here(one), came).cmp(&(waits_here(other), later))
     });
     let place = |claim: &LockClaim| {
         let request = request(claim, claim.asked(lock.name())?, now)?;
-        Some(Place { request, reserved: !plan::is_first(claim, lock.name()) })
+        Some(Place { request, reserved: is_granted(claim) || !plan::is_first(claim, lock.name()) })
     };
     waiting.into_iter().filter_map(|(claim, _)| place(claim)).collect()
 }
 
 /// Of several locks a claim has places, or holds that nobody was told of, up to where it has come: as etcd knows, or as
 /// this process has asked.
-fn waits_for(claim: &LockClaim, lock: &LockKey, asks_here: bool, now: Timestamp) -> bool {
+fn has_place(claim: &LockClaim, lock: &LockKey, asks_here: bool, now: Timestamp) -> bool {
     let asks = !plan::can_have_no_turn(claim) && (asks_here || plan::has_reached(claim, lock.name()));
     let ours = claim.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let started = claim.status.as_ref().is_some_and(|status| status.start_time.is_some());
     let in_time = plan::wait_left(claim, now) != Some(Duration::ZERO);
-    asks && ours && started && in_time && plan::stage(claim) == Stage::Waiting
+    match plan::stage(claim) {
+        Stage::Waiting => asks && ours && started && in_time,
+        stage => ours && in_time && stage == Stage::Granted,
+    }
 }
 
 /// What a claim asks for in Redis, of one of its locks.
@@ -170,10 +175,16 @@ pub(super) fn records(claim: &LockClaim, id: &HolderId) -> bool {
     plan::stage(claim) != Stage::Finished && plan::holder_id(claim).as_ref() == Some(id)
 }
 
-/// Under which id the claim waits now, if this is that of an attempt before.
+/// Under which id the claim has its place now, if this is that of an attempt before.
 pub(super) fn successor(claim: &LockClaim, id: &HolderId) -> Option<HolderId> {
-    let waits = plan::stage(claim) == Stage::Waiting && !plan::can_have_no_turn(claim);
+    let waits = matches!(plan::stage(claim), Stage::Waiting | Stage::Granted) && !plan::can_have_no_turn(claim);
     plan::holder_id(claim).filter(|current| waits && current != id)
+}
+
+/// Whether this is the id of an attempt of the claim that is over, since it has begun a later one.
+pub(super) fn is_of_attempt_before(claim: &LockClaim, id: &HolderId) -> bool {
+    let attempt = id.as_str().rsplit_once('.').filter(|(uid, _)| claim.uid().as_deref() == Some(uid));
+    attempt.and_then(|(_, attempt)| attempt.parse().ok()).is_some_and(|attempt: i32| attempt < plan::attempt(claim))
 }
 
 /// One look at a claim.
@@ -264,6 +275,12 @@ impl Asked {
         Ok(Self { key, request: request.clone(), lock, open, store })
     }
 
+    /// Whether its store has another incarnation than the one that granted it.
+    fn was_lost_since(&self, claim: &LockClaim) -> bool {
+        let granted = plan::recorded_token(claim, self.key.name());
+        self.open.as_ref().zip(granted).is_some_and(|(open, token)| token.epoch() < open.epoch)
+    }
+
     fn policy(&self) -> NodeUnreachablePolicy {
         self.lock.as_ref().map_or(NodeUnreachablePolicy::Keep, |lock| lock.spec.node_unreachable_policy)
     }
@@ -311,6 +328,7 @@ impl Look {
                 .iter()
                 .filter_map(|one| one.lock.as_ref())
                 .any(|lock| ctx.stores.in_doubt(lock.store_name())),
+            lost_since: asked.iter().any(|one| one.was_lost_since(&claim)),
             now: Timestamp::now(),
         };
         let (stage, follower) = (plan::stage(&claim), Follower::Claim(me.clone()));

@@ -170,6 +170,8 @@ pub(super) struct Facts {
     pub(super) max_hold: Option<Duration>,
     /// Whether a store frees nothing that etcd doesn't record, until a person has confirmed that etcd was put back.
     pub(super) in_doubt: bool,
+    /// Redis was lost since it was granted. Time may have taken that before, and another was told of a higher token.
+    pub(super) lost_since: bool,
     pub(super) now: Timestamp,
 }
 
@@ -182,6 +184,8 @@ pub(super) enum Step {
     Contend,
     /// Make the grant one that time doesn't take, then tell.
     Pin,
+    /// End the attempt; the next one stands where it stood.
+    NextAttempt,
     /// Write the gated pod, so that no older write lets it go by this hold.
     Withhold,
     /// Let it go in etcd, for this reason.
@@ -251,8 +255,11 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
     let held_for = held_for.map_or(Duration::ZERO, |lock| since(lock.acquire_time.0, facts.now));
     let left = facts.max_hold.map(|bound| bound.saturating_sub(held_for));
     let over = left == Some(Duration::ZERO);
-    let told = |note| {
-        if stage(claim) == Stage::Granted { Step::Pin } else { Step::Keep(left, note) }
+    let told = |note| match stage(claim) {
+        // Where etcd has gone back it may have been told.
+        Stage::Granted if facts.lost_since && !facts.in_doubt => Step::NextAttempt,
+        Stage::Granted => Step::Pin,
+        _ => Step::Keep(left, note),
     };
     if let (Some(Fate::Gated { withdrawn }), true) = (&facts.pod, is_of_gated_pod(claim)) {
         return gated(claim, facts, withdrawn.as_deref(), deleting, over).unwrap_or_else(|| told(None));
@@ -448,6 +455,7 @@ mod tests {
             policy: NodeUnreachablePolicy::Keep,
             max_hold: None,
             in_doubt: false,
+            lost_since: false,
             now: at(100),
         }
     }
@@ -619,6 +627,16 @@ mod tests {
         let mut limited = of_gated_pod(None);
         limited.spec.wait_timeout_seconds = Some(5);
         assert!(!waits_for_permits(&limited));
+    }
+
+    #[test]
+    fn what_was_granted_before_a_loss_and_not_told_begins_anew_unless_etcd_has_gone_back() {
+        let lost = Facts { lost_since: true, ..facts(None) };
+        let granted = claim(true, Some((false, "Granted")));
+        assert_eq!(plan(&granted, &lost), Step::NextAttempt);
+        assert_eq!(plan(&granted, &Facts { in_doubt: true, ..lost.clone() }), Step::Pin);
+        assert!(matches!(plan(&claim(true, TOLD), &lost), Step::Keep(..)));
+        assert!(matches!(plan(&deleted(granted), &lost), Step::Release(..)));
     }
 
     #[test]

@@ -14,16 +14,18 @@ use proptest::sample::{select, subsequence};
 use proptest::test_runner::{Config, RngSeed, TestCaseResult};
 
 use super::plan::{self, Facts, Stage, Step, Store};
-use super::{STEPS, claim_of_id, in_line, records as records_id, remembered, request, successor, waits_for};
+use super::{
+    STEPS, claim_of_id, has_place, in_line, is_of_attempt_before, records as records_id, remembered, request, successor,
+};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{
     ClaimedLock, FINALIZER, LockClaim, LockClaimSpec, LockClaimStatus, LockMode, LockRequest, NodeUnreachablePolicy,
     time,
 };
 use crate::controller::nodes::Reach;
-use crate::lease::{Acquired, Epoch, Grant, HolderId, LockKey, Mode, Renewed};
+use crate::lease::{Acquired, Epoch, FencingToken, Grant, HolderId, LockKey, Mode, Renewed};
 use crate::store::model::{Model, Reign};
-use crate::store::{Hold, HoldState, Inspection, Opening, Provision, Remembered};
+use crate::store::{Hold, HoldState, Inspection, Opening, Place, Provision, Remembered};
 
 /// The locks, and their permits.
 const LOCKS: [(&str, u32); 4] = [("a", 1), ("b", 2), ("c", 1), ("d", 2)];
@@ -41,8 +43,8 @@ const STREAM: usize = 2;
 enum Move {
     /// The controller takes the next step of a claim.
     Look(usize),
-    /// It does, and ends after it has written to etcd. The next one begins.
-    Crash(usize),
+    /// It does, and ends after it has written to etcd. The next one begins, with that claim: the locks are looked at later.
+    Crash { who: usize, first: usize },
     /// Somebody deletes a claim: it gives back, or gives up.
     Delete(usize),
     /// The controller is another one, that remembers nothing, after so many beats without one.
@@ -71,21 +73,20 @@ impl Actor {
 }
 
 /// Where one stands: by its priority, then by its arrival.
-type Place = (Reverse<i32>, usize);
-type Places = BTreeMap<&'static str, BTreeMap<String, Place>>;
+type Rank = (Reverse<i32>, usize);
+type Ranks = BTreeMap<&'static str, BTreeMap<String, Rank>>;
 
 struct World {
     reign: Reign,
     records: BTreeMap<&'static str, Model>,
     actors: Vec<Actor>,
     /// Of the claims that hold or wait for a lock, by UID.
-    places: Places,
+    places: Ranks,
     arrived: usize,
-    /// The claims that had begun anew when Redis became an old copy, or the controller ended: the attempt before may have
-    /// their place.
-    unplaced: BTreeSet<String>,
+    /// The holds of each lock that somebody was ever told of.
+    told: BTreeMap<&'static str, Vec<Hold>>,
     /// The records and places before each of the last moves, since Redis is this process.
-    history: Vec<(BTreeMap<&'static str, Model>, Places)>,
+    history: Vec<(BTreeMap<&'static str, Model>, Ranks)>,
     /// The controller ends before it frees what etcd has let go.
     ends: bool,
     /// One has ended so.
@@ -133,7 +134,7 @@ impl World {
             actors: Vec::new(),
             places,
             arrived: 0,
-            unplaced: BTreeSet::new(),
+            told: LOCKS.iter().map(|(lock, _)| (*lock, Vec::new())).collect(),
             history: Vec::new(),
             ends: false,
             has_crashed: false,
@@ -160,24 +161,29 @@ impl World {
         self.records.get_mut(lock).expect("one of the locks")
     }
 
+    fn stands_at(&self, lock: &str, id: &HolderId) -> bool {
+        self.records[lock].placed().any(|placed| placed == id)
+    }
+
     fn seen(&self) -> BTreeMap<&'static str, Inspection> {
         self.records.iter().map(|(lock, record)| (*lock, record.inspect().expect("a record"))).collect()
     }
 
     /// Does it and checks what must hold; whether a claim has a next step at once.
     fn act(&mut self, what: &Move) -> Result<bool, TestCaseError> {
-        let before = self.seen();
+        let mut before = self.seen();
         let goes_on = match what {
             Move::Look(who) => self.look(*who, &before)?,
-            Move::Crash(who) => {
+            Move::Crash { who, first } => {
                 (self.ends, self.has_crashed) = (true, true);
                 self.look(*who, &before)?;
                 self.ends = false;
-                // What its attempt had unpinned is handed on once time has taken it: until then it may stand behind.
-                let claim = &self.actors[*who].claim;
-                self.unplaced.extend(claim.uid().filter(|_| plan::attempt(claim) > 1));
                 self.forget();
                 self.beat(0);
+                self.check_orders(&before)?;
+                before = self.seen();
+                self.look(*first, &before)?;
+                self.free_orphans();
                 false
             }
             Move::Delete(who) => {
@@ -189,6 +195,7 @@ impl World {
                 self.records.values_mut().for_each(|record| record.now += beats * BEAT_MS);
                 self.forget();
                 self.beat(0);
+                self.free_orphans();
                 false
             }
             Move::Lose { controller } => {
@@ -196,7 +203,6 @@ impl World {
                     self.forget();
                 }
                 self.lose(&before, |record, to| record.restart((to.run_id.clone(), to.replid.clone())))?;
-                self.places.values_mut().for_each(BTreeMap::clear);
                 // What is put back is not granted.
                 self.check(&self.seen())?;
                 return Ok(false);
@@ -206,11 +212,8 @@ impl World {
                     self.forget();
                 }
                 let now = self.records["a"].now;
-                // Whom the replica doesn't know stands behind those that it knows.
                 let copy = self.history.swap_remove(self.history.len().saturating_sub(1 + moves));
                 (self.records, self.places) = copy;
-                let anew = self.actors.iter().map(|actor| &actor.claim).filter(|claim| plan::attempt(claim) > 1);
-                self.unplaced.extend(anew.filter_map(LockClaim::uid));
                 self.records.values_mut().for_each(|record| record.now = now);
                 self.lose(&before, |record, to| {
                     record.promoted(to.replid.clone());
@@ -220,7 +223,10 @@ impl World {
                 return Ok(false);
             }
             Move::Pass(beats) => {
-                (0..*beats).for_each(|_| self.beat(BEAT_MS));
+                for _ in 0..*beats {
+                    self.beat(BEAT_MS);
+                    self.free_orphans();
+                }
                 false
             }
         };
@@ -245,7 +251,7 @@ impl World {
             let there = || self.actors.iter().enumerate().filter(|(_, actor)| !actor.gone);
             let holds: Vec<Remembered> =
                 there().filter_map(|(_, actor)| remembered(&actor.claim, &key(lock))).collect();
-            let waits = |actor: &Actor| waits_for(&actor.claim, &key(lock), actor.kept.contains_key(lock), now);
+            let waits = |actor: &Actor| has_place(&actor.claim, &key(lock), actor.kept.contains_key(lock), now);
             let waiting = there().filter(|(_, actor)| waits(actor)).map(|(at, actor)| (&actor.claim, at));
             let waiters = in_line(&key(lock), now, waiting);
             let has = |id: &HolderId| {
@@ -263,12 +269,20 @@ impl World {
                 prop_assert!(over || has(id), "{} has lost its place at {lock}", id.as_str());
             }
             let quarantine = LEASE + Duration::from_secs(1);
+            let line = waiters.clone();
             let wanted = Provision { quarantine, holds, waiters, ..Provision::new("lock", permits, LEASE) };
             let record = self.records.get_mut(lock).expect("one of the locks");
             replace(record, &to);
+            // Whom it doesn't know, or whose place it has taken, comes anew.
+            let places = self.places.get_mut(lock).expect("one of the locks");
+            places.retain(|place, _| record.placed().any(|id| uid(id) == place));
             record.heartbeat(&reign, &reign.term.to_string(), 0).expect("it reigns");
             record.restore(&reign, &wanted, &to).expect("it reigns");
             record.open(&reign, &to).expect("it reigns");
+            for Place { request, .. } in line.iter().filter(|place| record.placed().any(|id| *id == place.request.id)) {
+                self.arrived += 1;
+                places.entry(uid(&request.id).to_owned()).or_insert((Reverse(request.priority), self.arrived));
+            }
         }
         self.free_orphans();
         self.history.clear();
@@ -280,8 +294,12 @@ impl World {
         let Self { reign, records, actors, .. } = self;
         for record in records.values_mut() {
             let seen = record.inspect().expect("a record");
-            let pinned = seen.holds.iter().filter(|hold| hold.state == HoldState::Pinned).map(|hold| &hold.id);
-            for id in pinned.chain(seen.waiters.iter().map(|(id, _)| id)) {
+            let is_over = |hold: &&Hold| {
+                let is_over = |actor: &Actor| !actor.gone && is_of_attempt_before(&actor.claim, &hold.id);
+                hold.state == HoldState::Pinned || actors.iter().any(is_over)
+            };
+            let over = seen.holds.iter().filter(is_over).map(|hold| &hold.id);
+            for id in over.chain(seen.waiters.iter().map(|(id, _)| id)) {
                 let mut there = actors.iter().filter(|actor| !actor.gone).map(|actor| &actor.claim);
                 let claim = there.find(|claim| claim.uid().as_deref() == claim_of_id(id));
                 if !claim.is_some_and(|claim| records_id(claim, id)) {
@@ -303,7 +321,6 @@ impl World {
             }
             record.expire(reign).expect("it reigns");
         }
-        self.free_orphans();
     }
 
     fn look(&mut self, who: usize, before: &BTreeMap<&'static str, Inspection>) -> Result<bool, TestCaseError> {
@@ -320,6 +337,9 @@ impl World {
             policy: NodeUnreachablePolicy::Keep,
             max_hold: None,
             in_doubt: false,
+            lost_since: claim.status.iter().flat_map(|status| &status.locks).any(|lock| {
+                FencingToken::new(lock.fencing_token).is_some_and(|token| token.epoch().get() < self.processes)
+            }),
             now: self.now(),
         };
         let is_free = |one: &LockRequest| {
@@ -335,6 +355,7 @@ impl World {
                 Ok(goes_on)
             }
             Step::Pin => Ok(self.pin(who)),
+            Step::NextAttempt => Ok(self.next_attempt(who)),
             Step::Release(..) => Ok(self.write(who, false, reasons::RELEASING, |_| {})),
             step @ (Step::Free | Step::Withdraw) => {
                 self.ends &= step == Step::Withdraw;
@@ -451,15 +472,12 @@ impl World {
             (status.attempt, status.holder_id, status.reached) = (Some(attempt), None, reached);
             status.locks.clear();
         });
-        let (next, seen) = (self.actors[who].id(), self.seen());
-        self.free_all(who, &before, Some(next.clone()));
-        let waits = |record: &Inspection, id: &HolderId| record.waiters.iter().any(|(waiting, _)| waiting == id);
-        for (lock, record) in self.records.iter().filter(|_| !self.ends) {
-            // One that was put back remembers no place.
-            let is_granted = |hold: &Hold| hold.id == before && hold.token.epoch().get() == self.processes;
-            let stood = waits(&seen[lock], &before) || seen[lock].holds.iter().any(is_granted);
-            let stands = waits(&record.inspect().expect("a record"), &next);
-            assert!(stands || !stood, "{} has lost its place at {lock}", next.as_str());
+        let next = self.actors[who].id();
+        let stood: Vec<_> = LOCKS.iter().map(|(lock, _)| lock).filter(|lock| self.stands_at(lock, &before)).collect();
+        self.free_all(who, &before, Some(&next));
+        let is_late = plan::wait_left(&self.actors[who].claim, self.now()) == Some(Duration::ZERO);
+        for lock in stood.into_iter().filter(|_| !self.ends && !is_late) {
+            assert!(self.stands_at(lock, &next), "{} has lost its place at {lock}", next.as_str());
         }
         true
     }
@@ -468,14 +486,6 @@ impl World {
         let (claim, id, reign) = (self.actors[who].claim.clone(), self.actors[who].id(), self.reign.clone());
         for one in plan::in_order(&claim) {
             let token = plan::recorded_token(&claim, &one.name).expect("it was granted");
-            let record = self.record(&one.name).inspect().expect("a record");
-            let is_old = token.epoch().get() < self.processes;
-            if is_old && record.is_over_full() {
-                return self.begin_anew(who, None);
-            }
-            if is_old && record.quarantine > 0 {
-                return false;
-            }
             let pinned = self.record(&one.name).pin(&reign, &id).expect("it reigns");
             if !matches!(pinned, Renewed::Held(grant) if grant.token == token) {
                 return self.next_attempt(who);
@@ -490,12 +500,13 @@ impl World {
         kept.extend(claim.spec.locks.iter().map(|one| (one.name.clone(), true)));
     }
 
-    fn free_all(&mut self, who: usize, id: &HolderId, successor: Option<HolderId>) {
-        let (claim, reign) = (self.actors[who].claim.clone(), self.reign.clone());
-        self.actors[who].kept.clear();
-        for one in claim.spec.locks.iter().filter(|_| !self.ends) {
-            let record = self.records.get_mut(one.name.as_str()).expect("one of the locks");
-            record.free(&reign, id, successor.as_ref()).expect("it reigns");
+    /// After etcd has let it go: unless the controller ends between the two.
+    fn free_all(&mut self, who: usize, id: &HolderId, successor: Option<&HolderId>) {
+        let Self { reign, records, actors, ends, .. } = self;
+        actors[who].kept.clear();
+        for one in actors[who].claim.spec.locks.iter().filter(|_| !*ends) {
+            let record = records.get_mut(one.name.as_str()).expect("one of the locks");
+            record.free(reign, id, successor).expect("it reigns");
         }
     }
 
@@ -508,9 +519,9 @@ impl World {
             };
             let told: Vec<Hold> = record.holds.iter().filter(told).cloned().collect();
             prop_assert!(!crowded(&told, record.permits), "I1: {lock} is held by {told:?}");
-            let put_back = record.is_over_full();
-            prop_assert!(put_back == crowded(&record.holds, record.permits), "{:?}", record.holds);
-            prop_assert!(!put_back || self.processes > 1, "I1: {lock} is held by {:?}", record.holds);
+            self.check_tokens(lock, told, record.permits)?;
+            let is_crowded = crowded(&record.holds, record.permits);
+            prop_assert!(!is_crowded || self.processes > 1, "I1: {lock} is held by {:?}", record.holds);
             // What a controller that ended, or an old copy, has left unpinned ends by itself.
             let is_left = |hold: &&Hold| self.has_crashed || hold.token.epoch().get() < self.processes;
             let held = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned || !is_left(hold));
@@ -520,8 +531,8 @@ impl World {
                 let known = self.actors.iter().any(|actor| there(actor) && actor.id() == *id);
                 prop_assert!(known, "{} has or wants {lock}, and is over", id.as_str());
             }
-            self.check_order(lock, &before[lock], record)?;
         }
+        self.check_orders(before)?;
         for Actor { claim, .. } in self.actors.iter().filter(|actor| plan::stage(&actor.claim) == Stage::Told) {
             for one in &claim.spec.locks {
                 let token = plan::recorded_token(claim, &one.name);
@@ -533,13 +544,29 @@ impl World {
         Ok(())
     }
 
+    /// Who is told has a higher token than all who were told before and couldn't hold beside it.
+    fn check_tokens(&mut self, lock: &str, told: Vec<Hold>, permits: u32) -> TestCaseResult {
+        let ever = self.told.get_mut(lock).expect("one of the locks");
+        for hold in told {
+            let excludes = |old: &&Hold| crowded(&[(*old).clone(), hold.clone()], permits);
+            let higher = ever.iter().filter(excludes).find(|old| old.id != hold.id && old.token >= hold.token);
+            prop_assert!(higher.is_none(), "I2: of {lock} {hold:?} is told after {higher:?}");
+            if ever.iter().all(|old| old.id != hold.id) {
+                ever.push(hold);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_orders(&mut self, before: &BTreeMap<&'static str, Inspection>) -> TestCaseResult {
+        self.seen().iter().try_for_each(|(lock, record)| self.check_order(lock, &before[lock], record))
+    }
+
     /// Nobody is granted while one waits that came before, of the same or a higher priority, and has the locks before it.
     fn check_order(&mut self, lock: &'static str, before: &Inspection, after: &Inspection) -> TestCaseResult {
-        let granted =
-            after.holds.iter().map(|hold| &hold.id).filter(|id| before.holds.iter().all(|old| old.id != **id));
-        let has_place = |id: &&HolderId| !self.unplaced.contains(uid(id));
-        let granted: Vec<&HolderId> = granted.filter(has_place).collect();
-        let waiting: Vec<&HolderId> = after.waiters.iter().map(|(id, _)| id).filter(has_place).collect();
+        let is_new = |hold: &&Hold| before.holds.iter().all(|old| old.id != hold.id);
+        let granted: Vec<&HolderId> = after.holds.iter().filter(is_new).map(|hold| &hold.id).collect();
+        let waiting: Vec<&HolderId> = after.waiters.iter().map(|(id, _)| id).collect();
         let places = self.places.get_mut(lock).expect("one of the locks");
         for uid in waiting.iter().chain(&granted).map(|id| uid(id)) {
             let priority = self.actors.iter().find(|actor| actor.claim.uid().as_deref() == Some(uid));
@@ -623,7 +650,7 @@ fn spec(of: usize) -> impl Strategy<Value = LockClaimSpec> {
 fn one_move(claims: usize) -> impl Strategy<Value = Move> {
     prop_oneof![
         12 => (0..claims).prop_map(Move::Look),
-        1 => (0..claims).prop_map(Move::Crash),
+        1 => (0..claims, 0..claims).prop_map(|(who, first)| Move::Crash { who, first }),
         2 => (0..claims).prop_map(Move::Delete),
         1 => (0..6_i64).prop_map(Move::Forget),
         1 => any::<bool>().prop_map(|controller| Move::Lose { controller }),
@@ -660,4 +687,23 @@ proptest! {
         }
         world.settle()?;
     }
+}
+
+/// Time takes what one was granted, untold; another holds it, and gives it back; then Redis is lost.
+#[test]
+fn who_was_granted_before_a_loss_is_not_told_of_a_token_lower_than_another_was() -> TestCaseResult {
+    let mut world = World::of(vec![LockClaimSpec::for_lock("a"), LockClaimSpec::for_lock("a")]);
+    world.act(&Move::Look(0))?;
+    world.act(&Move::Forget(6))?;
+    while plan::stage(&world.actors[1].claim) != Stage::Told {
+        world.act(&Move::Look(1))?;
+        world.act(&Move::Pass(1))?;
+    }
+    world.act(&Move::Delete(1))?;
+    while !world.actors[1].gone {
+        world.act(&Move::Look(1))?;
+    }
+    prop_assert_eq!(plan::stage(&world.actors[0].claim), Stage::Granted);
+    world.act(&Move::Lose { controller: true })?;
+    world.settle()
 }

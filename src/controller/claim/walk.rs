@@ -12,7 +12,6 @@ use tracing::info;
 use super::super::events::Events;
 use super::super::fate::Fate;
 use super::super::renewals::Kept;
-use super::super::stores::OpenStore;
 use super::super::writes::{
     api_of, delete_as_read, is_conflict, is_not_found, patch_metadata, replace_status, set_finalizer,
 };
@@ -53,6 +52,7 @@ impl Look {
             }
             Step::Contend => self.contend().await,
             Step::Pin => self.pin().await,
+            Step::NextAttempt => self.next_attempt().await,
             Step::Withhold => self.withhold().await,
             Step::Release(reason, message) => self.release(reason, &message).await,
             Step::Free => self.free().await,
@@ -60,7 +60,7 @@ impl Look {
             Step::Finish(reason, message) => self.give_up(reason, &message).await,
             Step::Withdraw => {
                 let next = self.let_go().await?;
-                self.free_all(None).await?;
+                self.free_all(None).await;
                 Ok(next)
             }
             Step::RemoveFinalizer => self.let_go().await,
@@ -312,7 +312,7 @@ impl Look {
         if let Some(events) = self.events() {
             events.warning(&*self.claim, reason, "Finish", message.to_owned()).await;
         }
-        self.free_all(None).await?;
+        self.free_all(None).await;
         Ok(next)
     }
 
@@ -363,26 +363,9 @@ impl Look {
             })
             .await?;
         if let Next::Again(written) = &next {
-            self.free_all(successor(written, &self.id).as_ref()).await?;
+            self.free_all(successor(written, &self.id).as_ref()).await;
         }
         Ok(next)
-    }
-
-    /// A grant that nobody was told of time may have taken, and given to another, before Redis lost both. If the other one was
-    /// put back from etcd, too, there is no room for both: it may have been told, whichever was granted first. If it holds
-    /// directly, it may believe in it until the quarantine is over. `None`: it is this claim's.
-    async fn may_be_anothers(&self, one: &Asked, open: &OpenStore) -> Result<Option<Next>, Error> {
-        let granted = plan::recorded_token(&self.claim, one.key.name());
-        if granted.is_none_or(|token| token.epoch() >= open.epoch) {
-            return Ok(None);
-        }
-        let Some(record) = open.control.store().inspect(&one.key).await? else { return Ok(None) };
-        if record.is_over_full() {
-            // What was put back from etcd remembers no place.
-            return Ok(Some(self.begin_anew(None, reasons::WAITING, WAITS).await?));
-        }
-        let quarantine = record.quarantine_left();
-        Ok((!quarantine.is_zero()).then_some(Next::Rest(Some(quarantine))))
     }
 
     async fn pin(&self) -> Result<Next, Error> {
@@ -390,9 +373,6 @@ impl Look {
             let Some(open) = &one.open else {
                 return Ok(Next::Rest(Some(SOON)));
             };
-            if let Some(next) = self.may_be_anothers(one, open).await? {
-                return Ok(next);
-            }
             match around(self.point(one, Failpoint::ClaimPin), open.control.pin(&one.key, &self.id)).await? {
                 Err(refusal) => return self.refused(&refusal),
                 // The record was lost: its recovery puts this hold back, since etcd has it.
@@ -505,17 +485,16 @@ impl Look {
     }
 
     /// Frees what it holds and where it waits, under an id that etcd has just let go: never before, since what is seen here
-    /// may be old, and the id that of a hold that was told. After a crash between the two the next look at the lock does it.
-    /// `successor`: the id of its next attempt, which stands there then.
-    async fn free_all(&self, successor: Option<&HolderId>) -> Result<(), Error> {
+    /// may be old, and the id that of a hold that was told. What isn't done then, or isn't known to be, is done by the locks'
+    /// own looks, as after a crash between the two. `successor`: the id of its next attempt, which stands there then.
+    async fn free_all(&self, successor: Option<&HolderId>) {
         for one in &self.asked {
-            if let Some(Err(refusal)) = self.free_one(one, successor).await?
-                && refusal != Refusal::Unprovisioned
-            {
-                info!(claim = %self.me, %refusal, "left in the queue; it is freed when the store is open");
+            let freed = self.free_one(one, successor).await;
+            if !matches!(freed, Ok(Some(Ok(())))) {
+                info!(claim = %self.me, lock = %one.key, ?freed, "left to the lock's own look");
+                self.ctx.triggers.lock(lock_ref(&one.key));
             }
         }
-        Ok(())
     }
 
     /// What it holds or waits for of one lock; `None`: its store can't be asked.
@@ -549,16 +528,11 @@ impl Look {
         Ok(Next::Rest(None))
     }
 
-    /// By its deletion etcd lets it go. With the claim goes who would ask again: what isn't done then, or isn't known to be,
-    /// is done by the locks' own looks.
+    /// By its deletion etcd lets it go.
     async fn vanish(&self, message: &str) -> Result<Next, Error> {
         match self.remove().await {
             Ok(()) => {
-                for one in &self.asked {
-                    if !matches!(self.free_one(one, None).await, Ok(Some(Ok(())))) {
-                        self.ctx.triggers.lock(lock_ref(&one.key));
-                    }
-                }
+                self.free_all(None).await;
                 Ok(Next::Rest(None))
             }
             Err(error) if is_conflict(&error) => Err(error.into()),

@@ -9,7 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
-use super::super::claim::{Stage, claim_of_id, places, records, remembered, stage, successor};
+use super::super::claim::{Stage, claim_of_id, is_of_attempt_before, places, records, remembered, stage, successor};
 use super::super::stores::OpenStore;
 use super::super::writes::{api_of, replace_status};
 use super::super::{Context, Error, election};
@@ -144,6 +144,12 @@ fn is_known(ctx: &Context, id: &HolderId) -> bool {
     })
 }
 
+/// Whether an attempt that is over has left it, which the old copy of Redis remembers that took over, or a controller that
+/// ended: time would take it, and its place be handed on only then.
+fn is_left_behind(ctx: &Context, hold: &Hold) -> bool {
+    claim_of_id(&hold.id).is_some() && ctx.claims.state().iter().any(|claim| is_of_attempt_before(claim, &hold.id))
+}
+
 /// A pinned hold or delegated waiter that neither a claim nor the election records comes from an old copy of Redis, or
 /// from a claim whose finalizer somebody has taken off. It is freed, but only after a list from a quorum has shown that
 /// nobody records it. Where etcd has gone back, a claim may have been told of it: it is kept until a person confirms, or
@@ -155,12 +161,14 @@ pub(super) async fn free_orphans(
     open: &OpenStore,
     record: &Inspection,
 ) -> Result<(), Error> {
-    let waiting = record.waiters.iter().filter(|(_, delegated)| *delegated).map(|(id, _)| id);
     let in_doubt = ctx.stores.in_doubt(lock.store_name());
     let forced = ctx.with_memory(key, |memory| memory.forced.as_ref().map(|(token, _)| *token));
-    let may_go = |hold: &&Hold| !in_doubt || election::is_choice(lock, &hold.id) || forced == Some(hold.token.get());
-    let pinned = record.holds.iter().filter(|hold| hold.state == HoldState::Pinned).filter(may_go);
-    let unknown: Vec<&HolderId> = pinned.map(|hold| &hold.id).chain(waiting).filter(|id| !is_known(ctx, id)).collect();
+    let may_go = |hold: &Hold| !in_doubt || election::is_choice(lock, &hold.id) || forced == Some(hold.token.get());
+    let held = record.holds.iter().filter(|hold| !is_known(ctx, &hold.id));
+    let held =
+        held.filter(|hold| if hold.state == HoldState::Pinned { may_go(hold) } else { is_left_behind(ctx, hold) });
+    let waiting = record.waiters.iter().filter(|(id, delegated)| *delegated && !is_known(ctx, id));
+    let unknown: Vec<&HolderId> = held.map(|hold| &hold.id).chain(waiting.map(|(id, _)| id)).collect();
     if unknown.is_empty() {
         return Ok(());
     }

@@ -152,11 +152,10 @@ impl Model {
         for Place { request, reserved } in provision.waiters.iter().filter(|_| !sealed) {
             self.put_in_line(request, if *reserved { Asker::Reserving } else { Asker::Delegated });
         }
+        let is_held = |waiter: &mut Waiter| provision.holds.iter().any(|hold| hold.id == waiter.request.id);
+        let stood: Vec<Waiter> = self.queue.extract_if(.., is_held).collect();
         if let Some(record) = &mut self.record {
-            record.put_back(provision, now, open);
-        }
-        for hold in &provision.holds {
-            self.leave(&hold.id);
+            record.put_back(provision, stood, now, open);
         }
         Provisioned { fresh, tampered: ceiling.is_some() }
     }
@@ -241,13 +240,20 @@ impl Model {
         Ok(())
     }
 
-    /// The next attempt stands where this one does, or did before it was granted.
+    /// The next attempt stands where this one does, or did before it was granted; one that has been granted since would stand
+    /// there again.
     fn hand_on(&mut self, id: &HolderId, next: &HolderId) {
         let now = self.now;
         let Some(record) = self.record.as_mut().filter(|record| !record.sealed) else { return };
         let waits = self.queue.iter().find(|waiter| waiter.request.id == *id && !waiter.gone(now));
         let stood = if record.hold(id).is_some() { record.place_of(id) } else { waits };
-        let Some(stood) = stood.filter(|_| !record.has_been_served(next, now)).cloned() else { return };
+        let Some(stood) = stood.cloned() else { return };
+        if let Some(place) = record.places.iter_mut().find(|place| place.request.id == *next && stood.seq < place.seq) {
+            (place.seq, place.request.priority) = (stood.seq, stood.request.priority);
+        }
+        if record.has_been_served(next, now) {
+            return;
+        }
         let own = self.queue.iter().position(|waiter| waiter.request.id == *next);
         let mut waiter = match own {
             Some(at) if self.queue[at].seq < stood.seq => return,

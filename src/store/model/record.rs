@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Hold, HoldState, Provision};
+use super::super::{Hold, HoldState, Provision, Remembered};
 use super::{Asker, REFRESH_MS, REMEMBER_MS, REMEMBERED, Waiter, ms};
 use crate::lease::{Epoch, FencingToken, Grant, HolderId, Mode, Request};
 
@@ -114,6 +114,13 @@ impl Record {
         self.places.iter().find(|place| place.request.id == *id)
     }
 
+    /// Those that hold and have not lost their place with it.
+    pub(super) fn placed(&self, now: i64) -> impl Iterator<Item = &HolderId> {
+        let is_over = move |hold: &Hold| self.over(now).any(|over| over.id == hold.id) && !self.keeps_place(hold);
+        let holds = self.holds.iter().filter(move |hold| self.place_of(&hold.id).is_some() && !is_over(hold));
+        holds.map(|hold| &hold.id)
+    }
+
     pub(super) fn keeps_place(&self, hold: &Hold) -> bool {
         let had_all = self.max_hold > 0 && hold.expires >= hold.acquired + self.max_hold;
         let in_vain = |place: &Waiter| place.again && hold.renewed == hold.acquired;
@@ -177,8 +184,7 @@ impl Record {
         now: i64,
     ) -> Grant {
         if waiter.asker != Asker::Direct {
-            let place = Waiter::new(waiter.request.clone(), waiter.seq, Asker::Reserving);
-            self.places.push(Waiter { again: waiter.again, ..place });
+            self.places.push(waiter.reserved());
         }
         let Request { id, mode, identity, pod_uid, .. } = waiter.request.clone();
         let hold = Hold { id, token, mode, state, acquired: now, renewed: now, expires, identity, pod_uid };
@@ -210,8 +216,8 @@ impl Record {
         self.elected = provision.elected;
     }
 
-    /// Puts back the holds that etcd remembers and the record lacks; all of them pinned.
-    pub(super) fn put_back(&mut self, provision: &Provision, now: i64, open: bool) {
+    /// Puts back the holds that etcd remembers and the record lacks, each with the place where it stood; all of them pinned.
+    pub(super) fn put_back(&mut self, provision: &Provision, stood: Vec<Waiter>, now: i64, open: bool) {
         for remembered in provision.holds.clone() {
             if let Some(hold) = self.hold(&remembered.id) {
                 // An older copy may have what it was granted before.
@@ -224,17 +230,14 @@ impl Record {
                 continue;
             }
             self.last = self.last.max(remembered.token.get());
-            self.holds.push(Hold {
-                id: remembered.id,
-                token: remembered.token,
-                mode: remembered.mode,
-                state: HoldState::Pinned,
-                acquired: now,
-                renewed: now,
-                expires: now + self.lease,
-                identity: remembered.identity,
-                pod_uid: remembered.pod_uid,
-            });
+            let Remembered { id, token, mode, identity, pod_uid } = remembered;
+            if let Some(stood) = stood.iter().find(|waiter| waiter.request.id == id && !waiter.gone(now)) {
+                let (id, identity, pod_uid) = (id.clone(), identity.clone(), pod_uid.clone());
+                let request = Request { id, mode, identity, pod_uid, ..stood.request.clone() };
+                self.places.push(Waiter { request, ..stood.reserved() });
+            }
+            let (state, expires) = (HoldState::Pinned, now + self.lease);
+            self.holds.push(Hold { id, token, mode, state, acquired: now, renewed: now, expires, identity, pod_uid });
         }
     }
 }

@@ -11,7 +11,7 @@ use leasehold::store::{LIBRARY_SOURCE, Store};
 use serde_json::json;
 
 use super::fixture::{Fixture, claim_condition, epoch, is_ready, lock_condition, ready, request};
-use crate::support::{LIMIT, RedisServer, eventually};
+use crate::support::{LIMIT, RedisServer, eventually, wait_for};
 
 async fn current(f: &Fixture) -> LockStore {
     f.store_is("is Ready", is_ready).await
@@ -62,6 +62,33 @@ async fn nothing_is_granted_after_a_loss_while_a_direct_lease_may_still_be_belie
     let token = f.token_of("next").await;
     assert!(granted.elapsed() >= Duration::from_secs(4), "granted beside a lease: {:?}", granted.elapsed());
     assert!(token > lost.token.get());
+}
+
+/// Time had taken its grant, and a process has held with a higher token since: Redis has forgotten both.
+#[tokio::test]
+async fn who_was_not_told_before_a_loss_is_told_of_a_token_above_all_before_it() {
+    let mut f = Fixture::new().await;
+    f.ready_lock("a", |spec| spec.lease_duration_seconds = 2).await;
+    f.controller.kill();
+    f.controller.spawn_with(Some("kill after claim.granted".into()));
+    f.claim("mine", "a", |_| {}).await;
+    wait_for("the controller dies", LIMIT, async || f.controller.process().exit_status()).await;
+    let granted =
+        f.claim_is("mine", "is granted", |claim| claim.status.as_ref().is_some_and(|s| s.fencing_token.is_some()));
+    let mine = granted.await.status.and_then(|status| status.fencing_token);
+    let acquire = async || match f.workload().acquire(&f.key("a"), &request("direct", Wait::No)).await {
+        Ok(Acquired::Granted(grant)) => Some(grant.token.get()),
+        _ => None,
+    };
+    let between = wait_for("it is granted to another", LIMIT, acquire).await;
+    assert!(Some(between) > mine, "{between} after {mine:?}");
+    f.workload().release(&f.key("a"), &request("direct", Wait::No).id).await.expect("it is given back");
+    f.redis.kill();
+    f.redis.restart().await;
+    f.controller.spawn_with(None);
+    let held = f.claim_is("mine", "holds", |claim| claim_condition(claim, types::HELD)).await;
+    let told = held.status.and_then(|status| status.fencing_token);
+    assert!(told > Some(between), "{told:?} after {between}");
 }
 
 #[tokio::test]

@@ -209,6 +209,32 @@ async fn one_that_has_lost_its_first_lock_while_it_waits_for_the_second_begins_a
     assert_eq!(tokens(&f, "both").await.len(), 2);
 }
 
+/// It held its second lock, untold, under the id of an attempt that etcd has ended.
+#[tokio::test]
+async fn who_begins_anew_as_the_controller_ends_keeps_its_places() {
+    let mut f = Fixture::new().await;
+    locks(&f, &["a", "c"]).await;
+    f.ready_lock("b", |spec| spec.lease_duration_seconds = 60).await;
+    f.claim("mine", "c", |_| {}).await;
+    f.token_of("mine").await;
+    let all = claim(&f, "all", &["a", "b", "c"]).await;
+    waits_at(&f, "all", "c").await;
+    f.claim("later", "b", |_| {}).await;
+    f.has_its_place("later").await;
+    f.controller.kill();
+    let id = HolderId::new(format!("{}.1", all.uid().expect("a UID"))).expect("an id");
+    f.workload().cancel(&f.key("a"), &id).await.expect("it is taken away");
+    f.controller.spawn_with(Some("kill after claim.retry".into()));
+    wait_for("the controller dies", LIMIT, async || f.controller.process().exit_status()).await;
+    f.controller.spawn_with(None);
+    waits_at(&f, "all", "c").await;
+    f.claim_reason("later", types::HELD, reasons::WAITING).await;
+    f.delete::<LockClaim>("mine").await;
+    assert_eq!(tokens(&f, "all").await.len(), 3);
+    f.delete::<LockClaim>("all").await;
+    f.token_of("later").await;
+}
+
 #[tokio::test]
 async fn while_one_is_missing_the_others_are_free() {
     let f = Fixture::new().await;

@@ -236,17 +236,15 @@ fn quarantine(world: &World, record: Option<&Inspection>) -> BoxedStrategy<Durat
     prop_oneof![rule => Just(right), 8 => Just(Duration::ZERO), 2 => some].boxed()
 }
 
-/// Of those that wait, and of one that nobody has heard of.
+/// Of those that wait or hold, of those that etcd remembers, and of one that nobody has heard of.
 fn places(world: &World) -> BoxedStrategy<Vec<Place>> {
+    let of_hold =
+        |id, mode, identity, pod_uid| Request { id, mode, priority: 0, wait: Wait::Forever, identity, pod_uid };
     let mut known = world.model.waiting();
-    known.extend(world.model.inspect().into_iter().flat_map(|record| record.holds).map(|hold| Request {
-        id: hold.id,
-        mode: hold.mode,
-        priority: 0,
-        wait: Wait::Forever,
-        identity: hold.identity,
-        pod_uid: hold.pod_uid,
-    }));
+    let holds = world.model.inspect().into_iter().flat_map(|record| record.holds);
+    known.extend(holds.map(|hold| of_hold(hold.id, hold.mode, hold.identity, hold.pod_uid)));
+    let remembered = world.remembered.iter().cloned();
+    known.extend(remembered.map(|hold| of_hold(hold.id, hold.mode, hold.identity, hold.pod_uid)));
     let known = prop::sample::subsequence(known.clone(), 0..=known.len());
     let all = (known, fresh_request(world)).prop_map(|(known, fresh)| known.into_iter().chain([fresh]));
     let places = all.prop_flat_map(|all| {

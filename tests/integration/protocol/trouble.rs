@@ -102,6 +102,22 @@ async fn a_delegated_hold_without_a_place_ends_with_its_lease_and_one_with_a_pla
 }
 
 #[tokio::test]
+async fn a_next_attempt_that_was_granted_already_stands_where_the_one_before_did() {
+    let declared = Declared::with(&provision(3, Duration::from_secs(600))).await;
+    for name in ["first.1", "second.1", "first.2"] {
+        let answer = declared.control.claim(&declared.lock, &request(name, Wait::Forever)).await.unwrap().unwrap();
+        assert!(matches!(answer, Acquired::Granted(_)), "{name}: {answer:?}");
+    }
+    declared.control.free(&declared.lock, &id("first.1"), Some(&id("first.2"))).await.unwrap().unwrap();
+    for name in ["second.1", "first.2"] {
+        let answer = declared.control.reserve(&declared.lock, &request(name, Wait::Forever)).await.unwrap().unwrap();
+        assert!(matches!(answer, Acquired::Queued { .. }), "{name}: {answer:?}");
+    }
+    let record = declared.store.inspect(&declared.lock).await.unwrap().unwrap();
+    assert_eq!(record.waiters.into_iter().map(|(id, _)| id).collect::<Vec<_>>(), [id("first.2"), id("second.1")]);
+}
+
+#[tokio::test]
 async fn of_a_hold_that_was_granted_again_the_newer_token_is_put_back() {
     let declared = Declared::mutex().await;
     let old = declared.granted("x").await.token.get();
