@@ -334,11 +334,12 @@ impl Control {
         self.ask_workload(FUNCTION, &cmd, acquired).await
     }
 
-    /// Makes an offer or a hold one that time alone doesn't take; [`Renewed::Lost`] if it has ended.
-    pub async fn pin(&self, lock: &LockKey, id: &HolderId) -> Answer<Renewed> {
+    /// Makes an offer or a hold one that time alone doesn't take; [`Renewed::Lost`] if it has ended. In another epoch than this,
+    /// by which the caller has decided it, it is refused as [`Refusal::GateClosed`].
+    pub async fn pin(&self, lock: &LockKey, id: &HolderId, epoch: Epoch) -> Answer<Renewed> {
         const FUNCTION: &str = "leasehold1_pin";
         let mut cmd = self.command(FUNCTION, std::slice::from_ref(lock));
-        cmd.arg(id.as_str());
+        cmd.arg(id.as_str()).arg(epoch.get());
         self.ask_workload(FUNCTION, &cmd, renewed).await
     }
 

@@ -1000,11 +1000,13 @@ local function reserve(keys, args)
   return done(l, answer)
 end
 
--- pin: store key, lock keys; uid, term, id. Time no longer takes this hold.
+-- pin: store key, lock keys; uid, term, id, and the epoch by which it was decided, which controllers of version 0.1 don't
+-- tell: what another one has put back may be another's. Time no longer takes this hold.
 local function pin(keys, args)
   local now = now_ms()
   local gate, no = admitted(keys, args, now)
   if not gate then return no end
+  if args[4] and tonumber(args[4]) ~= gate.epoch then return {'gate-closed'} end
   local l = load(keys, 2, args[3], now)
   if not l then return {'unprovisioned'} end
   local o = l.holder

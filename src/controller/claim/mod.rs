@@ -24,7 +24,8 @@
 //! Where Redis has lost what was held before 2, it is waited for again, before those that came later. Between 2 and 4 etcd has
 //! a token, and a controller that is late may still write 4: the hold is put back, with its place. But time may have taken it
 //! before the loss, and another been told of a higher token and given it back: the attempt ends, by a write with which 4
-//! conflicts, and the next one stands there.
+//! conflicts, and the next one stands there. So it does wherever a new epoch began, and `pin` says in which it was decided.
+//! Whose time to wait is over by then has no place.
 //! `reached` in etcd, written with the words for people, says up to which lock the attempt has come. The places at
 //! the next ones are put back *reserved*: nothing is granted there before it has those before them again and claims, so that
 //! still whoever waits for one holds none of a higher name.
@@ -181,10 +182,22 @@ pub(super) fn successor(claim: &LockClaim, id: &HolderId) -> Option<HolderId> {
     plan::holder_id(claim).filter(|current| waits && current != id)
 }
 
-/// Whether this is the id of an attempt of the claim that is over, since it has begun a later one.
-pub(super) fn is_of_attempt_before(claim: &LockClaim, id: &HolderId) -> bool {
+/// Whether this is the id of an attempt of the claim that is over: it has ended, or begun a later one.
+fn has_ended(claim: &LockClaim, id: &HolderId) -> bool {
     let attempt = id.as_str().rsplit_once('.').filter(|(uid, _)| claim.uid().as_deref() == Some(uid));
-    attempt.and_then(|(_, attempt)| attempt.parse().ok()).is_some_and(|attempt: i32| attempt < plan::attempt(claim))
+    let is_before = |attempt: i32| attempt < plan::attempt(claim) || plan::stage(claim) == Stage::Finished;
+    attempt.and_then(|(_, attempt)| attempt.parse().ok()).is_some_and(is_before)
+}
+
+/// Those of the ids whose attempts are over, as this process has seen or written.
+pub(super) fn ended<'a>(ctx: &Context, ids: impl Iterator<Item = &'a HolderId>) -> Vec<&'a HolderId> {
+    let mut ids: Vec<_> = ids.filter(|id| claim_of_id(id).is_some()).collect();
+    if !ids.is_empty() {
+        let cached = ctx.claims.state().into_iter();
+        let claims: Vec<_> = cached.filter_map(|claim| ctx.latest.of(claim)).collect();
+        ids.retain(|id| claims.iter().any(|claim| has_ended(claim, id)));
+    }
+    ids
 }
 
 /// One look at a claim.
@@ -275,8 +288,8 @@ impl Asked {
         Ok(Self { key, request: request.clone(), lock, open, store })
     }
 
-    /// Whether its store has another incarnation than the one that granted it.
-    fn was_lost_since(&self, claim: &LockClaim) -> bool {
+    /// Whether its store has taken a new epoch since it was granted.
+    fn is_of_past_epoch(&self, claim: &LockClaim) -> bool {
         let granted = plan::recorded_token(claim, self.key.name());
         self.open.as_ref().zip(granted).is_some_and(|(open, token)| token.epoch() < open.epoch)
     }
@@ -328,7 +341,7 @@ impl Look {
                 .iter()
                 .filter_map(|one| one.lock.as_ref())
                 .any(|lock| ctx.stores.in_doubt(lock.store_name())),
-            lost_since: asked.iter().any(|one| one.was_lost_since(&claim)),
+            in_past_epoch: asked.iter().any(|one| one.is_of_past_epoch(&claim)),
             now: Timestamp::now(),
         };
         let (stage, follower) = (plan::stage(&claim), Follower::Claim(me.clone()));

@@ -170,8 +170,9 @@ pub(super) struct Facts {
     pub(super) max_hold: Option<Duration>,
     /// Whether a store frees nothing that etcd doesn't record, until a person has confirmed that etcd was put back.
     pub(super) in_doubt: bool,
-    /// Redis was lost since it was granted. Time may have taken that before, and another was told of a higher token.
-    pub(super) lost_since: bool,
+    /// It was granted in an epoch of its store that is over: Redis may have been lost since, and forgotten that time had taken
+    /// it, and that another was told of a higher token.
+    pub(super) in_past_epoch: bool,
     pub(super) now: Timestamp,
 }
 
@@ -255,11 +256,13 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
     let held_for = held_for.map_or(Duration::ZERO, |lock| since(lock.acquire_time.0, facts.now));
     let left = facts.max_hold.map(|bound| bound.saturating_sub(held_for));
     let over = left == Some(Duration::ZERO);
-    let told = |note| match stage(claim) {
-        // Where etcd has gone back it may have been told.
-        Stage::Granted if facts.lost_since && !facts.in_doubt => Step::NextAttempt,
-        Stage::Granted => Step::Pin,
-        _ => Step::Keep(left, note),
+    let is_granted = stage(claim) == Stage::Granted;
+    // Where etcd has gone back somebody may have been told, until a person confirms that nobody is left of those.
+    let anew = || if facts.in_doubt { Step::Rest(None) } else { Step::NextAttempt };
+    let told = |note| match is_granted {
+        true if facts.in_past_epoch => anew(),
+        true => Step::Pin,
+        false => Step::Keep(left, note),
     };
     if let (Some(Fate::Gated { withdrawn }), true) = (&facts.pod, is_of_gated_pod(claim)) {
         return gated(claim, facts, withdrawn.as_deref(), deleting, over).unwrap_or_else(|| told(None));
@@ -269,6 +272,8 @@ fn holding(claim: &LockClaim, facts: &Facts, deleting: bool) -> Step {
     }
     match &facts.pod {
         None if deleting => Step::Release(reasons::RELEASED, "the claim was deleted".into()),
+        // Nobody was told of it in all that time.
+        None | Some(Fate::Alive { .. } | Fate::Gated { .. }) if over && is_granted => anew(),
         None if over => Step::Release(reasons::MAX_HOLD_EXCEEDED, "it has held for maxHoldSeconds".into()),
         None => told(None),
         Some(Fate::Ended(evidence)) => {
@@ -455,7 +460,7 @@ mod tests {
             policy: NodeUnreachablePolicy::Keep,
             max_hold: None,
             in_doubt: false,
-            lost_since: false,
+            in_past_epoch: false,
             now: at(100),
         }
     }
@@ -630,13 +635,24 @@ mod tests {
     }
 
     #[test]
-    fn what_was_granted_before_a_loss_and_not_told_begins_anew_unless_etcd_has_gone_back() {
-        let lost = Facts { lost_since: true, ..facts(None) };
+    fn what_was_granted_in_a_past_epoch_and_not_told_begins_anew_unless_etcd_has_gone_back() {
+        let past = Facts { in_past_epoch: true, ..facts(None) };
         let granted = claim(true, Some((false, "Granted")));
-        assert_eq!(plan(&granted, &lost), Step::NextAttempt);
-        assert_eq!(plan(&granted, &Facts { in_doubt: true, ..lost.clone() }), Step::Pin);
-        assert!(matches!(plan(&claim(true, TOLD), &lost), Step::Keep(..)));
-        assert!(matches!(plan(&deleted(granted), &lost), Step::Release(..)));
+        assert_eq!(plan(&granted, &past), Step::NextAttempt);
+        assert_eq!(plan(&granted, &Facts { in_doubt: true, ..past.clone() }), Step::Rest(None));
+        assert_eq!(plan(&granted, &Facts { in_doubt: true, ..facts(None) }), Step::Pin);
+        assert!(matches!(plan(&claim(true, TOLD), &past), Step::Keep(..)));
+        assert!(matches!(plan(&deleted(granted), &past), Step::Release(..)));
+    }
+
+    #[test]
+    fn a_pod_that_was_not_told_for_max_hold_seconds_is_not_evicted_and_waits_again() {
+        for pod in [None, alive()] {
+            let over = Facts { max_hold: Some(Duration::ZERO), ..facts(pod) };
+            let granted = claim(true, Some((false, "Granted")));
+            assert_eq!(plan(&granted, &over), Step::NextAttempt);
+            assert!(matches!(plan(&claim(true, TOLD), &over), Step::EvictPod | Step::Release(..)));
+        }
     }
 
     #[test]

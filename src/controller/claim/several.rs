@@ -14,9 +14,7 @@ use proptest::sample::{select, subsequence};
 use proptest::test_runner::{Config, RngSeed, TestCaseResult};
 
 use super::plan::{self, Facts, Stage, Step, Store};
-use super::{
-    STEPS, claim_of_id, has_place, in_line, is_of_attempt_before, records as records_id, remembered, request, successor,
-};
+use super::{STEPS, claim_of_id, has_ended, has_place, in_line, records as records_id, remembered, request, successor};
 use crate::api::condition::{self, reasons, types};
 use crate::api::{
     ClaimedLock, FINALIZER, LockClaim, LockClaimSpec, LockClaimStatus, LockMode, LockRequest, NodeUnreachablePolicy,
@@ -295,7 +293,7 @@ impl World {
         for record in records.values_mut() {
             let seen = record.inspect().expect("a record");
             let is_over = |hold: &&Hold| {
-                let is_over = |actor: &Actor| !actor.gone && is_of_attempt_before(&actor.claim, &hold.id);
+                let is_over = |actor: &Actor| !actor.gone && has_ended(&actor.claim, &hold.id);
                 hold.state == HoldState::Pinned || actors.iter().any(is_over)
             };
             let over = seen.holds.iter().filter(is_over).map(|hold| &hold.id);
@@ -337,7 +335,7 @@ impl World {
             policy: NodeUnreachablePolicy::Keep,
             max_hold: None,
             in_doubt: false,
-            lost_since: claim.status.iter().flat_map(|status| &status.locks).any(|lock| {
+            in_past_epoch: claim.status.iter().flat_map(|status| &status.locks).any(|lock| {
                 FencingToken::new(lock.fencing_token).is_some_and(|token| token.epoch().get() < self.processes)
             }),
             now: self.now(),
@@ -484,9 +482,10 @@ impl World {
 
     fn pin(&mut self, who: usize) -> bool {
         let (claim, id, reign) = (self.actors[who].claim.clone(), self.actors[who].id(), self.reign.clone());
+        let processes = self.processes;
         for one in plan::in_order(&claim) {
             let token = plan::recorded_token(&claim, &one.name).expect("it was granted");
-            let pinned = self.record(&one.name).pin(&reign, &id).expect("it reigns");
+            let pinned = self.record(&one.name).pin(&reign, &id, opening(processes).epoch).expect("it reigns");
             if !matches!(pinned, Renewed::Held(grant) if grant.token == token) {
                 return self.next_attempt(who);
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, EvictParams, Preconditions};
 use kube::{Api, ResourceExt};
@@ -373,7 +374,8 @@ impl Look {
             let Some(open) = &one.open else {
                 return Ok(Next::Rest(Some(SOON)));
             };
-            match around(self.point(one, Failpoint::ClaimPin), open.control.pin(&one.key, &self.id)).await? {
+            match around(self.point(one, Failpoint::ClaimPin), open.control.pin(&one.key, &self.id, open.epoch)).await?
+            {
                 Err(refusal) => return self.refused(&refusal),
                 // The record was lost: its recovery puts this hold back, since etcd has it.
                 Ok(Renewed::Unprovisioned) => {
@@ -488,8 +490,8 @@ impl Look {
     /// may be old, and the id that of a hold that was told. What isn't done then, or isn't known to be, is done by the locks'
     /// own looks, as after a crash between the two. `successor`: the id of its next attempt, which stands there then.
     async fn free_all(&self, successor: Option<&HolderId>) {
-        for one in &self.asked {
-            let freed = self.free_one(one, successor).await;
+        let freed = join_all(self.asked.iter().map(|one| self.free_one(one, successor))).await;
+        for (one, freed) in self.asked.iter().zip(freed) {
             if !matches!(freed, Ok(Some(Ok(())))) {
                 info!(claim = %self.me, lock = %one.key, ?freed, "left to the lock's own look");
                 self.ctx.triggers.lock(lock_ref(&one.key));

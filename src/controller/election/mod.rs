@@ -344,7 +344,7 @@ impl<'a> Election<'a> {
     async fn tell(&mut self, pod_uid: &str) -> Result<Next, Error> {
         let Some(record) = self.record(pod_uid) else { return Ok(Next::Again) };
         let Some(id) = holder_id(&self.lock, pod_uid, record.attempt) else { return Ok(Next::Rest(None)) };
-        match around(Failpoint::ElectionPin, self.open.control.pin(self.key, &id)).await? {
+        match around(Failpoint::ElectionPin, self.open.control.pin(self.key, &id, self.open.epoch)).await? {
             Ok(Renewed::Held(_)) => {}
             // Nobody was told of it.
             Ok(Renewed::Lost | Renewed::NotHeld) => {

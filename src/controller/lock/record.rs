@@ -9,7 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
-use super::super::claim::{Stage, claim_of_id, is_of_attempt_before, places, records, remembered, stage, successor};
+use super::super::claim::{Stage, claim_of_id, ended, places, records, remembered, stage, successor};
 use super::super::stores::OpenStore;
 use super::super::writes::{api_of, replace_status};
 use super::super::{Context, Error, election};
@@ -144,14 +144,8 @@ fn is_known(ctx: &Context, id: &HolderId) -> bool {
     })
 }
 
-/// Whether an attempt that is over has left it, which the old copy of Redis remembers that took over, or a controller that
-/// ended: time would take it, and its place be handed on only then.
-fn is_left_behind(ctx: &Context, hold: &Hold) -> bool {
-    claim_of_id(&hold.id).is_some() && ctx.claims.state().iter().any(|claim| is_of_attempt_before(claim, &hold.id))
-}
-
-/// A pinned hold or delegated waiter that neither a claim nor the election records comes from an old copy of Redis, or
-/// from a claim whose finalizer somebody has taken off. It is freed, but only after a list from a quorum has shown that
+/// A delegated hold or waiter that neither a claim nor the election records comes from an old copy of Redis, from a controller
+/// that ended before it freed it, or from a claim whose finalizer somebody has taken off. It is freed, but only after a list from a quorum has shown that
 /// nobody records it. Where etcd has gone back, a claim may have been told of it: it is kept until a person confirms, or
 /// takes just that one by force. An elected pod knows it by its label, which has gone back with the rest.
 pub(super) async fn free_orphans(
@@ -165,10 +159,12 @@ pub(super) async fn free_orphans(
     let forced = ctx.with_memory(key, |memory| memory.forced.as_ref().map(|(token, _)| *token));
     let may_go = |hold: &Hold| !in_doubt || election::is_choice(lock, &hold.id) || forced == Some(hold.token.get());
     let held = record.holds.iter().filter(|hold| !is_known(ctx, &hold.id));
-    let held =
-        held.filter(|hold| if hold.state == HoldState::Pinned { may_go(hold) } else { is_left_behind(ctx, hold) });
-    let waiting = record.waiters.iter().filter(|(id, delegated)| *delegated && !is_known(ctx, id));
-    let unknown: Vec<&HolderId> = held.map(|hold| &hold.id).chain(waiting.map(|(id, _)| id)).collect();
+    let (pinned, others): (Vec<&Hold>, Vec<&Hold>) = held.partition(|hold| hold.state == HoldState::Pinned);
+    let pinned = pinned.into_iter().filter(|hold| may_go(hold)).map(|hold| &hold.id);
+    // Time takes those, too, but hands on no place.
+    let left = ended(ctx, others.into_iter().map(|hold| &hold.id));
+    let waiting = record.waiters.iter().filter(|(id, delegated)| *delegated && !is_known(ctx, id)).map(|(id, _)| id);
+    let unknown: Vec<&HolderId> = pinned.chain(left).chain(waiting).collect();
     if unknown.is_empty() {
         return Ok(());
     }

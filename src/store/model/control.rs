@@ -203,8 +203,10 @@ impl Model {
     ///
     /// # Errors
     /// See [`Model::heartbeat`].
-    pub fn pin(&mut self, reign: &Reign, id: &HolderId) -> Result<Renewed, Refusal> {
-        self.admit(reign)?;
+    pub fn pin(&mut self, reign: &Reign, id: &HolderId, epoch: Epoch) -> Result<Renewed, Refusal> {
+        if self.admit(reign)?.epoch != epoch {
+            return Err(Refusal::GateClosed);
+        }
         let now = self.now;
         let Some(record) = self.load() else {
             return Ok(Renewed::Unprovisioned);

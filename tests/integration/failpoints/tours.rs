@@ -433,8 +433,8 @@ async fn held_by_nobody(site: &Site) {
     let pinned = async || {
         let control = control(site).await?;
         let answer = control.claim(&site.key("a"), &request).await.ok()?.ok()?;
-        let Acquired::Granted(_) = answer else { return None };
-        control.pin(&site.key("a"), &request.id).await.ok()?.ok()
+        let Acquired::Granted(grant) = answer else { return None };
+        control.pin(&site.key("a"), &request.id, grant.token.epoch()).await.ok()?.ok()
     };
     wait_for("it is held by nobody", LIMIT, pinned).await;
 }

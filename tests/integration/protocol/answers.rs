@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use leasehold::lease::{Acquired, HolderId, Released, Renewed, Request};
+use leasehold::lease::{Acquired, Epoch, HolderId, Released, Renewed, Request};
 use leasehold::store::model::{Model, Reign};
 use leasehold::store::{Due, Heartbeat, Opening, Provision, Provisioned, Refusal, Sealed};
 
@@ -19,7 +19,7 @@ pub(crate) enum Step {
     CancelMany(Vec<HolderId>),
     Claim(Reign, Request),
     Reserve(Reign, Request),
-    Pin(Reign, HolderId),
+    Pin(Reign, HolderId, Epoch),
     /// For the next attempt, where there is one.
     Free(Reign, HolderId, Option<HolderId>),
     Expire(Reign),
@@ -91,7 +91,7 @@ impl Step {
             Step::CancelMany(ids) => Answer::Cancelled(ids.iter().map(|id| model.cancel(id)).collect()),
             Step::Claim(reign, request) => Answer::Claimed(model.claim(reign, request)),
             Step::Reserve(reign, request) => Answer::Reserved(model.reserve(reign, request)),
-            Step::Pin(reign, id) => Answer::Pinned(model.pin(reign, id)),
+            Step::Pin(reign, id, epoch) => Answer::Pinned(model.pin(reign, id, *epoch)),
             Step::Free(reign, id, next) => Answer::Freed(model.free(reign, id, next.as_ref())),
             Step::Expire(reign) => Answer::Expired(model.expire(reign).map(|due| vec![due])),
             Step::Heartbeat(reign, name) => Answer::Heartbeat(model.heartbeat(reign, &name.to_string(), reign.term)),

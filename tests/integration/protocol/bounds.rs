@@ -91,7 +91,7 @@ async fn a_thousand_leases_that_end_at_once_leave_nothing_behind() {
 async fn waiters_that_died_are_dropped_while_the_lock_stays_held() {
     let declared = Declared::mutex().await;
     declared.granted("holder").await;
-    declared.control.pin(&declared.lock, &id("holder")).await.unwrap().unwrap();
+    declared.control.pin(&declared.lock, &id("holder"), Epoch::new(1).unwrap()).await.unwrap().unwrap();
     declared.provision(&Provision { generation: 2, ..provision(1, Duration::from_millis(200)) }).await;
     let names: Vec<String> = (0..300).map(|n| format!("waiter-{n}")).collect();
     join_all(names.iter().map(|name| declared.acquire(name, Wait::Forever))).await;

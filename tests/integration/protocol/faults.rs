@@ -15,6 +15,7 @@ const SEED: u64 = 11;
 #[case::untold_hold_leaves_no_place("return o.seq and o.state ~= 'pinned' and", "return false and")]
 #[case::untold_hold_is_kept_for_ever("local in_vain = o.again == AGAIN and", "local in_vain = false and")]
 #[case::next_attempt_stands_at_the_end("if args[4] then hand_on(l, args[4], now) end", "")]
+#[case::pinned_in_another_epoch("if args[4] and tonumber(args[4]) ~= gate.epoch then", "if false then")]
 #[case::next_attempt_takes_no_place_of_a_hold_put_back("if stood and not gone(stood, now) then", "if false then")]
 #[case::gate_ignored("if not gate then return nil end", "gate = gate or {epoch = 1, look = now, heartbeat = now}")]
 #[case::demotion_not_noticed("if role ~= 'master' or replid ~= gate.replid then", "if false then")]

@@ -193,7 +193,7 @@ impl Checker {
                     _ => None,
                 }));
             }
-            (Step::Pin(_, id), Answer::Pinned(Ok(Renewed::Held(grant)))) => held.push((id, *grant)),
+            (Step::Pin(_, id, _), Answer::Pinned(Ok(Renewed::Held(grant)))) => held.push((id, *grant)),
             _ => {}
         }
         for (id, grant) in held {

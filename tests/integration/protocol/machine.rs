@@ -159,7 +159,7 @@ impl Machine {
             }
             Step::Claim(reign, request) => Answer::Claimed(control(reign).claim(lock, request).await?),
             Step::Reserve(reign, request) => Answer::Reserved(control(reign).reserve(lock, request).await?),
-            Step::Pin(reign, id) => Answer::Pinned(control(reign).pin(lock, id).await?),
+            Step::Pin(reign, id, epoch) => Answer::Pinned(control(reign).pin(lock, id, *epoch).await?),
             Step::Free(reign, id, next) => Answer::Freed(control(reign).free(lock, id, next.as_ref()).await?),
             Step::Expire(reign) => Answer::Expired(control(reign).expire(std::slice::from_ref(lock)).await?),
             Step::Heartbeat(reign, name) => {

@@ -133,13 +133,13 @@ fn delegated(world: &World, known: &Known, record: Option<&Inspection>) -> Steps
         (40, (reign(world), old_request(world, known)).prop_map(|(r, request)| Step::Claim(r, request)).boxed()),
         (10, (reign(world), fresh_request(world)).prop_map(|(r, request)| Step::Reserve(r, request)).boxed()),
         (20, (reign(world), old_request(world, known)).prop_map(|(r, request)| Step::Reserve(r, request)).boxed()),
-        (30, (reign(world), some_id(known)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()),
+        (30, pin(world, some_id(known))),
         (20, free(world, known, some_id(known))),
     ];
     for (weight, state) in [(60, HoldState::Offer), (20, HoldState::Held)] {
         let ids = ids(state);
         if !ids.is_empty() {
-            steps.push((weight, (reign(world), select(ids)).prop_map(|(r, id)| Step::Pin(r, id)).boxed()));
+            steps.push((weight, pin(world, select(ids).boxed())));
         }
     }
     let pinned = ids(HoldState::Pinned);
@@ -147,6 +147,13 @@ fn delegated(world: &World, known: &Known, record: Option<&Inspection>) -> Steps
         steps.push((70, free(world, known, select(pinned).boxed())));
     }
     steps
+}
+
+/// Mostly by the epoch that is open, sometimes by one that is over, or not yet known.
+fn pin(world: &World, ids: BoxedStrategy<HolderId>) -> BoxedStrategy<Step> {
+    let other = Epoch::new((world.epoch.get() - 1).max(1)).unwrap_or(world.epoch);
+    let epoch = prop_oneof![19 => Just(world.epoch), 1 => Just(other)];
+    (reign(world), ids, epoch).prop_map(|(reign, id, epoch)| Step::Pin(reign, id, epoch)).boxed()
 }
 
 /// Mostly for good, sometimes for a next attempt, which may have come before.

@@ -149,7 +149,7 @@ impl World {
     /// What etcd would be told of this step.
     fn remember(&mut self, step: &Step) {
         match (step, &self.answer) {
-            (Step::Pin(_, id), Answer::Pinned(Ok(Renewed::Held(_)))) => self.write_down(id),
+            (Step::Pin(_, id, _), Answer::Pinned(Ok(Renewed::Held(_)))) => self.write_down(id),
             (Step::Free(_, id, _), Answer::Freed(Ok(()))) => {
                 Arc::make_mut(&mut self.remembered).retain(|known| known.id != *id);
             }
