@@ -33,8 +33,8 @@
 //! # Crashes
 //! After 1: the lease runs out, and the place is kept, or the same id finds its own grant. After 2 or 3: the next look goes on
 //! with `pin`, which is idempotent. After 5: nobody is told any more, `free` is idempotent. Between the next attempt in etcd
-//! and the calls that hand its places on: the next look at the lock makes them. At any point Redis may
-//! lose everything: what etcd has as granted or told is put back with its token before anything is granted.
+//! and the calls that hand its places on: the next look at the lock makes them. At any point Redis may lose everything:
+//! what etcd has as granted or told is put back with its token before anything is granted.
 //!
 //! The claim of a gated pod that has ended takes a shorter way than 5 to 7: it is deleted, our finalizer goes, by which etcd
 //! lets it go, and only then `free` in Redis. A crash after the first: it is let go as others are. After the second: the next

@@ -144,10 +144,11 @@ fn is_known(ctx: &Context, id: &HolderId) -> bool {
     })
 }
 
-/// A delegated hold or waiter that neither a claim nor the election records comes from an old copy of Redis, from a controller
-/// that ended before it freed it, or from a claim whose finalizer somebody has taken off. It is freed, but only after a list from a quorum has shown that
-/// nobody records it. Where etcd has gone back, a claim may have been told of it: it is kept until a person confirms, or
-/// takes just that one by force. An elected pod knows it by its label, which has gone back with the rest.
+/// A delegated hold or waiter that neither a claim nor the election records comes from an old copy of Redis, from a
+/// controller that ended before it freed it, or from a claim whose finalizer somebody has taken off. It is freed, but only
+/// after a list from a quorum has shown that nobody records it. Where etcd has gone back, a claim may have been told of it:
+/// it is kept until a person confirms, or takes just that one by force. An elected pod knows it by its label, which has gone
+/// back with the rest.
 pub(super) async fn free_orphans(
     ctx: &Context,
     lock: &DistributedLock,
