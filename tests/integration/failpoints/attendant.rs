@@ -160,11 +160,16 @@ impl Attendant {
             wait_for("the second leads", LIMIT, ask).await;
         }
         self.stall_and_resume().await;
-        let resumed = Instant::now();
+        let (resumed, mut follows) = (Instant::now(), self.elects);
         loop {
             tokio::time::sleep(POLL).await;
             let ended = (self.first.borrow_mut().process().exit_status(), second.process().exit_status());
             match ended {
+                // It still took its reign, which ends the other, and then saw that it leads no more.
+                (Some(_), Some(_)) if std::mem::take(&mut follows) => {
+                    second.spawn_with(None);
+                    self.lives.set(self.lives.get() + 1);
+                }
                 (Some(first), Some(second)) => return format!("both have ended: {first}, {second}"),
                 (Some(status), None) | (None, Some(status)) if status.success() && !self.asked_to_end.get() => {
                     return format!("one has ended: {status}");
