@@ -863,8 +863,8 @@ local function configure(h, args)
 end
 
 -- Puts back what etcd remembers: what the record lacks, with its token; all of it pinned. One that is put back
--- waits no longer: it would be granted a second time; its next attempt stands there. Beside an open gate one that has just ended stays so: etcd may
--- have let it go since it was read.
+-- waits no longer: it would be granted a second time; its next attempt stands there. Beside an open gate one that has
+-- just ended stays so: etcd may have let it go since it was read.
 local function put_back(l, args, from, to, now, gate)
   for i = from, to, 6 do
     local id = args[i]
@@ -887,7 +887,7 @@ local function put_back(l, args, from, to, now, gate)
   end
 end
 
--- Whether an id waits for nothing: it holds, or has ended.
+-- Whether an id waits for nothing: its hold, or how it has ended.
 local function has_been_served(l, id, now)
   local raw = redis.call('HGET', l.key, 'id:' .. id)
   return raw and (unpack_hold(raw) or ended(l.h, raw, now))
@@ -911,13 +911,12 @@ local function hand_on(l, next, now)
     if stood and gone(stood, now) then stood = nil end
   end
   if not stood or not stood.seq or l.h.sealed == 1 then return end
-  local raw = redis.call('HGET', l.key, 'id:' .. next)
-  local o = raw and unpack_hold(raw)
-  if o and o.seq and stood.seq < o.seq then
-    o.seq, o.priority = stood.seq, stood.priority
-    put_hold(l, next, o)
+  local served = has_been_served(l, next, now)
+  if type(served) == 'table' and served.seq and stood.seq < served.seq then
+    served.seq, served.priority = stood.seq, stood.priority
+    put_hold(l, next, served)
   end
-  if o or raw and ended(l.h, raw, now) then return end
+  if served then return end
   local w = l.h.waiters > 0 and load_waiter(l, next) or nil
   if w and w.seq < stood.seq then return end
   if w then
