@@ -16,7 +16,7 @@ use kube::{Client, Config};
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Scratch, free_port};
+use super::{Scratch, free_port, listen_on};
 
 /// The largest request.
 const MAX_REQUEST: usize = 8 << 20;
@@ -64,7 +64,7 @@ impl ApiProxy {
             config.read_timeout = None;
             let client = Client::try_from(config).expect("a client");
             let shared = Arc::new(Shared { client, faults: Faults::default(), watched: Mutex::default() });
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("the port is ours");
+            let listener = tokio::net::TcpListener::from_std(listen_on(port)).expect("a listener");
             started.send(shared.clone()).expect("somebody waits for it");
             axum::serve(listener, Router::new().fallback(pass).with_state(shared)).await.ok();
         });

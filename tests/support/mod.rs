@@ -26,7 +26,7 @@ pub(crate) use {
     http::ask,
     namespace::TestNamespace,
     pods::{PodActor, containers_running, containers_terminated, containers_waiting, serving},
-    process::{Process, free_port},
+    process::{Process, free_port, listen_on},
     proxy::{Passed, Proxy},
     redis_server::RedisServer,
     scratch::Scratch,

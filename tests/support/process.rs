@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::LIMIT;
+
 /// Below the range that systems take for outgoing connections: a port stays free while its server is restarted.
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 10_000;
@@ -23,6 +25,24 @@ pub(crate) fn free_port() -> u16 {
         FIRST_PORT + (start + step) % PORTS
     });
     candidates.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
+}
+
+/// A listener, which doesn't block, on a port of [`free_port`]. A process that is being started has, until it runs its
+/// program, what this one had open: a listener may so live a moment longer than it was kept.
+pub(crate) fn listen_on(port: u16) -> TcpListener {
+    let asked = Instant::now();
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && asked.elapsed() < LIMIT => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            bound => {
+                let listener = bound.expect("the port is ours");
+                listener.set_nonblocking(true).expect("a listener");
+                return listener;
+            }
+        }
+    }
 }
 
 type Order = (Command, Sender<io::Result<Child>>);

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{LIMIT, free_port};
+use super::{LIMIT, free_port, listen_on};
 
 /// Requests and answers longer than this come in parts.
 const PART: usize = 64 * 1024;
@@ -98,8 +98,7 @@ impl Proxy {
             aim: Mutex::default(),
         });
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        let listener = bind(port);
-        runtime.spawn(listen(shared.clone(), seen, port, listener));
+        runtime.spawn(listen(shared.clone(), seen, port, listen_on(port)));
         Self { shared, port, runtime: Some(runtime) }
     }
 
@@ -196,17 +195,11 @@ impl Drop for Proxy {
     }
 }
 
-fn bind(port: u16) -> TcpListener {
-    let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is ours");
-    listener.set_nonblocking(true).expect("a listener");
-    listener
-}
-
 /// Accepts while nothing is refused. A port without a listener refuses.
 async fn listen(shared: Arc<Shared>, mut faults: watch::Receiver<Faults>, port: u16, first: TcpListener) {
     let mut listener = Some(first);
     loop {
-        let bound = Listener::from_std(listener.take().unwrap_or_else(|| bind(port))).expect("a listener");
+        let bound = Listener::from_std(listener.take().unwrap_or_else(|| listen_on(port))).expect("a listener");
         shared.listening.send_replace(true);
         let mut refuses = faults.clone();
         tokio::select! {
