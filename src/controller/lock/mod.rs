@@ -43,7 +43,7 @@ const SLOW_LOOK: Duration = Duration::from_secs(10);
 /// What is kept of a lock between two looks. Losing it costs a write, nothing else.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// When its status was last written.
+    /// When its status was last written, or a write of it was refused.
     written: Option<Instant>,
     /// When a lower lease length was first seen, to lower what etcd remembers one old lease later.
     lowered: Option<Instant>,

@@ -36,8 +36,9 @@ pub(super) async fn report(
         Write::Refresh if !ctx.refreshes.take() => return Ok(SOON),
         Write::Refresh | Write::Transition => {}
     }
-    write(ctx, lock, truth.clone()).await?;
+    let written = write(ctx, lock, truth.clone()).await;
     ctx.with_memory(&key, |memory| memory.written = Some(Instant::now()));
+    written?;
     tell_changes(ctx, lock, &published, &truth).await;
     Ok(lock.lease_duration().min(SLOW_LOOK))
 }

@@ -3,6 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -225,9 +226,14 @@ impl Site {
 
     /// How often the controller has written the status of an object of the namespace.
     pub(crate) fn status_writes(&self, name: &str) -> usize {
+        self.status_tries(name, 200).len()
+    }
+
+    /// When it has tried to, with this answer.
+    pub(crate) fn status_tries(&self, name: &str, code: u16) -> Vec<Timestamp> {
         let writes = self.test.plane().controller_writes();
         let ours = writes.iter().filter(|entry| entry.namespace == self.test.name() && entry.name == name);
-        ours.filter(|entry| entry.subresource == "status" && entry.code == 200).count()
+        ours.filter(|entry| entry.subresource == "status" && entry.code == code).map(|entry| entry.time).collect()
     }
 
     pub(crate) fn pods(&self) -> PodActor {

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::SignedDuration;
 use leasehold::api::condition::{reasons, types};
 use leasehold::api::{DistributedLock, LockClaim, NodeUnreachablePolicy};
 use leasehold::lease::{Acquired, Renewed, Wait};
 use serde_json::json;
 
 use super::fixture::{Fixture, lock_condition, lock_reason, request};
-use crate::support::{LIMIT, wait_for};
+use crate::support::{ApiProxy, LIMIT, RedisServer, TestNamespace, wait_for};
 
 fn holder_is(lock: &DistributedLock, holder: Option<&str>) -> bool {
     lock.status.as_ref().is_some_and(|status| status.holder.as_deref() == holder)
@@ -67,6 +68,27 @@ async fn a_lock_that_changes_hands_many_times_is_written_once_a_second() {
     let writes = f.status_writes("a") - before;
     assert!(turns > 400, "only {turns} turns");
     assert!((2..=6).contains(&writes), "{writes} writes in 4 s");
+}
+
+/// What is known of the lock is old then, and the API server refuses what is written from that.
+#[tokio::test]
+async fn its_status_is_tried_once_a_second_while_no_watch_tells_of_it() {
+    let test = TestNamespace::new().await;
+    let proxy = ApiProxy::start(&test.plane().kubeconfig("controller"));
+    let kubeconfig = proxy.kubeconfig(proxy.port());
+    let f = Fixture::on(test, RedisServer::start().await, |options| options.kubeconfig = kubeconfig).await;
+    f.ready_lock("a", |_| {}).await;
+    proxy.drop_watch_events(true);
+    let (store, request) = (f.workload(), request("direct", Wait::No));
+    assert!(matches!(store.acquire(&f.key("a"), &request).await.unwrap(), Acquired::Granted(_)));
+    let refused = async || Some(f.status_tries("a", 409)).filter(|tries| tries.len() >= 4);
+    let refused = wait_for("it is tried", LIMIT, refused).await;
+    let gaps = refused.windows(2).map(|pair| pair[1].duration_since(pair[0]));
+    let shortest = gaps.min().expect("there are some");
+    assert!(shortest > SignedDuration::from_millis(900), "{shortest:?}: {refused:?}");
+    proxy.drop_watch_events(false);
+    store.release(&f.key("a"), &request.id).await.unwrap();
+    f.lock_is("a", "is free", |lock| holder_is(lock, None)).await;
 }
 
 #[tokio::test]
