@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use tokio::sync::Mutex;
 
-use super::tours::{STALL, Tour};
+use super::tours::{SHORT_STALL, STALL, Tour};
 use super::witness;
 use crate::controller::fixture::Site;
 use crate::support::{Controller, ControllerOptions, LIMIT, eventually, panic_text, wait_for};
@@ -121,7 +121,7 @@ impl Attendant {
         loop {
             tokio::time::sleep(POLL).await;
             if self.first.borrow_mut().process().is_stopped() {
-                self.stall_and_resume().await;
+                self.stall_and_resume(SHORT_STALL).await;
             }
             let Some(status) = self.first.borrow_mut().process().exit_status() else { continue };
             match status.signal() {
@@ -136,8 +136,8 @@ impl Attendant {
         }
     }
 
-    async fn stall_and_resume(&self) {
-        tokio::time::sleep(STALL).await;
+    async fn stall_and_resume(&self, stall: Duration) {
+        tokio::time::sleep(stall).await;
         self.first.borrow_mut().process().resume();
     }
 
@@ -147,7 +147,7 @@ impl Attendant {
         self.begin_life(tour);
         if tour.detour(&self.place).is_some() {
             self.is_stopped().await;
-            self.stall_and_resume().await;
+            self.stall_and_resume(SHORT_STALL).await;
         }
         self.is_stopped().await;
         self.overtaking.set(true);
@@ -159,7 +159,7 @@ impl Attendant {
             let ask = async || second.get("/metrics").await.filter(|(_, text)| text.contains(leads)).map(drop);
             wait_for("the second leads", LIMIT, ask).await;
         }
-        self.stall_and_resume().await;
+        self.stall_and_resume(STALL).await;
         let (resumed, mut follows) = (Instant::now(), self.elects);
         loop {
             tokio::time::sleep(POLL).await;

@@ -28,6 +28,8 @@ use crate::support::{ControllerOptions, LIMIT, RedisServer, TestNamespace, event
 
 /// How long a controller that was stopped stays so: longer than every lease here, and not so long that it loses the lead.
 pub(super) const STALL: Duration = Duration::from_millis(2500);
+/// How long it stays so on its way to a place: longer than the lease of [`short_lock`], and so short that it leads still.
+pub(super) const SHORT_STALL: Duration = Duration::from_millis(1200);
 /// One that follows a controller that died right before it made a record takes it for lost, and an epoch for it: there is
 /// one a minute.
 const NEXT_EPOCH: Duration = Duration::from_secs(90);
