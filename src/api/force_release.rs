@@ -8,7 +8,7 @@ use super::DistributedLock;
 pub const FORCE_RELEASE: &str = "leasehold.dev/force-release";
 /// Why, for the record.
 pub const FORCE_RELEASE_REASON: &str = "leasehold.dev/force-release-reason";
-/// Who; filled in by an admission policy, which lets pass no other than the caller.
+/// Who; an admission policy lets pass no other than the caller. Another fills it in, on Kubernetes 1.36 or newer.
 pub const FORCE_RELEASE_BY: &str = "leasehold.dev/force-release-by";
 
 /// How the policy refuses a token that can't be one. `charts/leasehold/policies/force-release.yaml` says the same.

@@ -44,12 +44,12 @@ async fn check(args: CheckArgs) -> anyhow::Result<()> {
     let claims: Api<LockClaim> = Api::namespaced(client, &args.namespace);
     let limit = Duration::from_secs(args.timeout.into());
 
-    let spec = DistributedLockSpec { store_name: args.store, ..DistributedLockSpec::default() };
+    let spec = DistributedLockSpec { store_name: args.store.clone(), ..DistributedLockSpec::default() };
     let mut lock = DistributedLock::new("", spec);
     lock.metadata.generate_name = Some("leasehold-check-".into());
     let lock = locks.create(&PostParams::default(), &lock).await.context("the DistributedLock was refused")?;
     let name = lock.name_any();
-    let held = hold(&claims, &name, limit).await;
+    let held = hold(&claims, &name, &args.store, limit).await;
     // Whatever came of it, nothing is left.
     let claim = remove(&claims, &name, limit).await;
     let lock = remove(&locks, &name, limit).await;
@@ -60,7 +60,7 @@ async fn check(args: CheckArgs) -> anyhow::Result<()> {
 }
 
 /// Claims the lock, and returns the token with which it is held.
-async fn hold(claims: &Api<LockClaim>, name: &str, limit: Duration) -> anyhow::Result<i64> {
+async fn hold(claims: &Api<LockClaim>, name: &str, store: &str, limit: Duration) -> anyhow::Result<i64> {
     let claim = LockClaim::new(name, LockClaimSpec::for_lock(name));
     claims.create(&PostParams::default(), &claim).await.context("the LockClaim was refused")?;
     let until = Instant::now() + limit;
@@ -71,7 +71,7 @@ async fn hold(claims: &Api<LockClaim>, name: &str, limit: Duration) -> anyhow::R
             (Some(token), Some(held)) if held.status == true.into() => return Ok(token),
             (_, held) if Instant::now() > until => {
                 let why = held.map(|held| format!("{}: {}", held.reason, held.message)).unwrap_or_default();
-                bail!("not held after {} s ({why}); look at: kubectl describe dlock,lockstore", limit.as_secs());
+                bail!("not held after {} s ({why}); look at: kubectl describe lockstore {store}", limit.as_secs());
             }
             _ => tokio::time::sleep(EVERY).await,
         }

@@ -82,7 +82,10 @@ impl RedisArgs {
         };
         match (&mut endpoint.tls, ca) {
             (Some(tls), Some(ca)) => *tls = Tls { ca: Some(ca.into_bytes()), ..Tls::default() },
-            (None, Some(_)) => bail!("there is a certificate of an authority, but the URL is not rediss://"),
+            (None, Some(_)) => bail!(
+                "there is a certificate of an authority, but the URL is not rediss://: write rediss://, or leave the \
+                 certificate out"
+            ),
             (_, None) => {}
         }
         let prefix = self.key_prefix.clone().map_or_else(|| mounted(keys::PREFIX), |prefix| Ok(Some(prefix)))?;

@@ -11,6 +11,7 @@ mod templates;
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource};
+use leasehold::api::DistributedLock;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -24,13 +25,18 @@ const WRITES_PODS: [(&str, &str); 2] = [("get,create,update,patch", "pods"), ("g
 /// Applies a file of policies with kubectl, under names of this test and bound to its namespace, for the API server is
 /// shared.
 pub(crate) async fn apply(test: &TestNamespace, file: &str) {
+    apply_some(test, file, |_| true).await;
+}
+
+async fn apply_some(test: &TestNamespace, file: &str, chosen: impl Fn(&str) -> bool) {
     let manifest = std::fs::read_to_string(format!("{FOLDER}/{file}")).expect("the file is there");
     let everywhere = "namespaceSelector: {}";
     let here = format!("namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {}}}}}", test.name());
     assert!(manifest.contains(everywhere), "the bindings of {file} are not as expected");
     let manifest = manifest.replace(everywhere, &here);
     let manifest = manifest.replace("ame: leasehold-", &format!("ame: {}-", test.name()));
-    test.kubectl_apply(&manifest).await.expect("the policies are accepted");
+    let documents: Vec<_> = manifest.split("\n---\n").filter(|document| chosen(document)).collect();
+    test.kubectl_apply(&documents.join("\n---\n")).await.expect("the policies are accepted");
 }
 
 #[tokio::test]
@@ -43,15 +49,26 @@ async fn the_policies_are_accepted_as_they_stand() {
 /// Applies the policies on force-release, and waits until they are in force.
 pub(crate) async fn apply_force_release(test: &TestNamespace) {
     apply(test, "force-release.yaml").await;
-    let locks: Api<leasehold::api::DistributedLock> = test.api();
-    let refused = json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "DistributedLock",
-        "metadata": {"name": "probe", "annotations": {"leasehold.dev/force-release": "none"}}});
+    force_release_is_guarded(test).await;
+    let locks: Api<DistributedLock> = test.api();
     let filled = json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "DistributedLock",
         "metadata": {"name": "probe", "annotations": {
             "leasehold.dev/force-release": "1", "leasehold.dev/force-release-reason": "a probe"}}});
-    in_force(&locks, "probe", &refused).await;
     let fills = async || dry_run(&locks, "probe", &filled).await.ok();
     wait_for("force-release-by is filled in", LIMIT, fills).await;
+}
+
+/// As [`apply_force_release`], without what Kubernetes below 1.36 doesn't know, as the chart does it there.
+pub(crate) async fn apply_refusing_force_release(test: &TestNamespace) {
+    apply_some(test, "force-release.yaml", |document| !document.contains("kind: Mutating")).await;
+    force_release_is_guarded(test).await;
+}
+
+async fn force_release_is_guarded(test: &TestNamespace) {
+    let locks: Api<DistributedLock> = test.api();
+    let refused = json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "DistributedLock",
+        "metadata": {"name": "probe", "annotations": {"leasehold.dev/force-release": "none"}}});
+    in_force(&locks, "probe", &refused).await;
 }
 
 /// Applies the policies on gated pods, and waits until they are in force.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use futures::{Stream, StreamExt};
-use kube::api::{DeleteParams, ListParams, Preconditions};
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -46,6 +47,14 @@ impl Cluster {
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Who we are to the API server; `None`: it doesn't say.
+    pub(super) async fn user(&self) -> Option<String> {
+        let reviews: Api<SelfSubjectReview> = Api::all(self.client.clone());
+        let (params, asked) = (PostParams::default(), SelfSubjectReview::default());
+        let review = in_time(reviews.create(&params, &asked)).await.ok()?;
+        review.status?.user_info?.username
     }
 
     /// All of a kind, here or in all namespaces.

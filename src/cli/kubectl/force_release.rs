@@ -20,7 +20,7 @@ use super::output::{OutputArgs, print_one};
 use super::status::{held_by, holder_token, holders};
 use crate::api::DistributedLock;
 use crate::api::condition::reasons;
-use crate::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_REASON};
+use crate::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON};
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_millis(300);
@@ -57,7 +57,10 @@ pub(super) async fn run(cluster: &Cluster, args: ForceReleaseArgs) -> anyhow::Re
         bail!("{} is asking for the token {} to be taken: wait until that is done", other.by, other.token);
     }
     let seen: BTreeSet<_> = events(cluster, &lock).await.iter().filter_map(version).collect();
-    let annotations = json!({ FORCE_RELEASE: token.to_string(), FORCE_RELEASE_REASON: args.reason });
+    // Below Kubernetes 1.36 no policy fills in who asks.
+    let by = cluster.user().await;
+    let annotations =
+        json!({ FORCE_RELEASE: token.to_string(), FORCE_RELEASE_REASON: args.reason, FORCE_RELEASE_BY: by });
     let patch = Patch::Merge(json!({ "metadata": { "uid": lock.uid(), "annotations": annotations } }));
     let locks = cluster.api::<DistributedLock>();
     in_time(locks.patch(&args.lock, &PatchParams::default(), &patch)).await.map_err(explain)?;
@@ -85,7 +88,7 @@ pub(super) async fn run(cluster: &Cluster, args: ForceReleaseArgs) -> anyhow::Re
             let (name, seconds) = (&args.lock, args.wait);
             eprintln!(
                 "the controller has not done it within {seconds} s; it goes on. To take it back: kubectl -n {} annotate \
-                 dlock {name} {FORCE_RELEASE}- {FORCE_RELEASE_REASON}-; why: kubectl leasehold doctor",
+                 dlock {name} {FORCE_RELEASE}- {FORCE_RELEASE_REASON}- {FORCE_RELEASE_BY}-; why: kubectl leasehold doctor",
                 cluster.namespace
             );
             return Ok(End::Late);
@@ -114,8 +117,8 @@ fn verdict<'a>(
         Some(event) => Verdict::Refused(event.message.clone().unwrap_or_default()),
         None if holders.iter().all(|holder| holder.fencing_token != token) => Verdict::Taken,
         None if is_late => Verdict::Refused(
-            "the controller has removed the annotations, and the hold is there; mostly its policy isn't in force: apply \
-             charts/leasehold/policies/force-release.yaml, and ask again"
+            "the controller has removed the annotations, and the hold is there; mostly its policy isn't in force: set \
+             policies.enabled of the chart, or apply charts/leasehold/policies/force-release.yaml, and ask again"
                 .to_owned(),
         ),
         None => Verdict::Open,

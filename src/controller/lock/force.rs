@@ -140,8 +140,8 @@ async fn begin(
     let ForceRelease { by, reason, .. } = asked;
     if by.is_empty() || !is_guarded(ctx, lock).await? {
         forget(ctx, lock).await?;
-        let note = "the force-release was refused and removed: no policy has checked who asks. Apply \
-                    charts/leasehold/policies/force-release.yaml, then ask again";
+        let note = "the force-release was refused and removed: no policy has checked who asks. Set policies.enabled of \
+                    the chart, or apply charts/leasehold/policies/force-release.yaml, then ask again";
         ctx.events.warning(lock, reasons::POLICY_MISSING, "ForceRelease", note.into()).await;
         return Ok(false);
     }

@@ -75,7 +75,8 @@ impl Reachability {
         format!(
             "{identity} holds it with token {token}, and its node{node} {why}{more}: wait until the node is back; or make \
              sure that it is off and taint it node.kubernetes.io/out-of-service=nodeshutdown:NoExecute; or take the hold \
-             with the annotations leasehold.dev/force-release={token} and leasehold.dev/force-release-reason"
+             by kubectl leasehold force-release --token={token}, or by the annotations leasehold.dev/force-release={token}, \
+             leasehold.dev/force-release-reason and, below Kubernetes 1.36, leasehold.dev/force-release-by"
         )
     }
 }

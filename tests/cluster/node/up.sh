@@ -6,6 +6,7 @@
 #   env          to be sourced: KUBECONFIG, and PATH with kubectl, helm, helm-unittest, kubeconform, ctr and in-node,
 #                which runs a command inside the node, where Services and pods can be reached
 #   audit.log    one line of JSON for each write to the API; of pods, with what is written
+#   static-pods/ the kubelet's static pods
 #   logs/, run/  the log of each part, and the command that starts it; pids/ has its process id inside the node
 # Needs root. Only one such cluster can run at a time.
 #
@@ -43,7 +44,7 @@ dir=$(cd "$dir" && pwd)
 [ ${#dir} -le 60 ] || fail "$dir is too long a name: 60 characters at most."
 touch "$dir/.leasehold-cluster"
 chmod 700 "$dir"
-mkdir "$dir"/{bin,cni,config,logs,pids,run,keys}
+mkdir "$dir"/{bin,cni,config,logs,pids,run,static-pods,keys}
 trap '[ $? -eq 0 ] || say "The cluster did not start. To remove what there is of it: $here/down.sh $dir"' EXIT
 
 # await SECONDS NAME WHAT COMMAND...: runs the command until it succeeds; if it does not in time, or the part with that
@@ -298,6 +299,7 @@ imageGCHighThresholdPercent: 100
 localStorageCapacityIsolation: false
 podLogsDir: $dir/pod-logs
 resolvConf: $dir/config/resolv.conf
+staticPodPath: $dir/static-pods
 volumePluginDir: $dir/volume-plugins
 YAML
 

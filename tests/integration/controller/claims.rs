@@ -1,6 +1,6 @@
 //! Claims take turns, hold, and let go.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::api::{DeleteParams, PostParams};
 use leasehold::api::condition::{self, reasons, types};
@@ -168,15 +168,18 @@ async fn a_claim_for_more_permits_than_the_lock_has_is_rejected() {
 async fn a_hold_ends_after_its_longest_time_and_the_claim_goes_after_its_own() {
     let f = Fixture::new().await;
     f.ready_lock("a", |_| {}).await;
+    let begun = Instant::now();
     f.claim("brief", "a", |spec| {
         spec.max_hold_seconds = Some(1);
-        spec.ttl_seconds_after_finished = Some(1);
+        spec.ttl_seconds_after_finished = Some(3);
     })
     .await;
     let brief = f.token_of("brief").await;
     f.claim("next", "a", |_| {}).await;
     assert!(f.token_of("next").await > brief);
     f.test.gone::<LockClaim>("brief", LIMIT).await;
+    // A second of holding and three that are its own, of which one may be missing: a time in etcd has whole seconds.
+    assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -102,6 +102,8 @@ async fn gated_pods_take_turns_and_each_gets_its_token() {
     f.pods().report("one", json!({"phase": "Succeeded"})).await;
     assert!(let_go(&f, "two").await > first);
     f.test.gone::<LockClaim>(&claim_of(&one), LIMIT).await;
+    let held = f.test.api::<LockClaim>().get(&claim_of(&two)).await.expect("it holds");
+    assert_eq!(held.spec.ttl_seconds_after_finished, Some(0), "its own claim goes at once");
     let note = f.event("two", "LockAcquired").await;
     assert!(note.contains("holds a with token"), "{note}");
 }
@@ -151,6 +153,28 @@ async fn label_and_list_may_change_while_the_gate_is_there() {
     let claim = f.claim_is(&claim_of(&pod), "holds", |claim| claim_condition(claim, types::HELD)).await;
     assert_eq!((claim.lock_names(), claim.status.unwrap().fencing_token), ("b".into(), Some(token)));
     waiters(&f, "a", 0).await;
+}
+
+#[tokio::test]
+async fn one_that_asks_for_something_else_waits_anew_at_the_end() {
+    let f = Fixture::new().await;
+    for lock in ["a", "c"] {
+        f.ready_lock(lock, |_| {}).await;
+    }
+    f.claim("mine", "a", |_| {}).await;
+    f.token_of("mine").await;
+    let first = f.pods().gated("first", "a", &[GATE], json!({})).await;
+    queues(&f, &first).await;
+    let second = f.pods().gated("second", "a", &[GATE], json!({})).await;
+    queues(&f, &second).await;
+    merge(&f, "first", json!({"metadata": {"annotations": {"leasehold.dev/locks": "a,c"}}})).await;
+    f.claim_is(&claim_of(&first), "asks for both", |claim| claim.lock_names() == "a,c").await;
+    queues(&f, &first).await;
+    f.delete::<LockClaim>("mine").await;
+    let token = let_go(&f, "second").await;
+    assert!(is_gated(&f, "first").await, "it stood before, with another list");
+    f.pods().report("second", json!({"phase": "Succeeded"})).await;
+    assert!(let_go(&f, "first").await > token);
 }
 
 #[tokio::test]
@@ -305,8 +329,13 @@ async fn one_that_holds_and_does_not_start_is_deleted_when_it_says_so() {
     let f = Fixture::new().await;
     f.ready_lock("a", |_| {}).await;
     f.pods().gated("stuck", "a", &[GATE], json!({"leasehold.dev/start-timeout-seconds": "1"})).await;
+    merge(&f, "stuck", json!({"metadata": {"finalizers": ["test/kept"]}})).await;
     let first = let_go(&f, "stuck").await;
     f.pods().gated("next", "a", &[GATE], json!({})).await;
+    let failed = fails(&f, "stuck").await;
+    let said = condition(&failed, reasons::HOLDER_NOT_STARTED).expect("it says so");
+    assert_eq!((said.status.as_str(), said.reason.as_deref()), ("True", Some(reasons::START_TIMEOUT)));
+    merge(&f, "stuck", json!({"metadata": {"finalizers": []}})).await;
     f.test.gone::<Pod>("stuck", LIMIT).await;
     assert!(let_go(&f, "next").await > first);
     let note = f.event("stuck", reasons::HOLDER_NOT_STARTED).await;

@@ -46,7 +46,7 @@ async fn what_is_wrong_is_found_and_what_is_right_is_said() {
     assert!(good.code == Some(0) && !good.out.contains("WRONG"), "{good:?}");
     for says in [
         "distributedlocks.leasehold.dev is that",
-        "gate is open",
+        "open for grants",
         "leads, and renews",
         "clock of this machine",
         "all 1 are Ready",
@@ -91,7 +91,7 @@ async fn what_is_wrong_is_found_and_what_is_right_is_said() {
     f.store_is("isn't Ready", |store| not_ready(store, reasons::UNREACHABLE)).await;
     let closed = terminal.run(&doctor).await;
     assert!(line(&closed, "WRONG", "Ready is False (Unreachable").contains("=> Redis doesn't answer"), "{closed:?}");
-    assert!(!closed.out.contains("gate is open"));
+    assert!(!closed.out.contains("open for grants"));
 
     f.controller.kill();
     let definition = "customresourcedefinition lockclaims.leasehold.dev";

@@ -5,7 +5,7 @@ use leasehold::api::condition::{reasons, types};
 
 use super::terminal::Terminal;
 use crate::controller::fixture::{Fixture, a_while, claim_condition};
-use crate::policies::{allow, apply_force_release};
+use crate::policies::{allow, apply_force_release, apply_refusing_force_release};
 
 const LOCKS: &str = "distributedlocks.leasehold.dev";
 const RIGHTS: [(&str, &str); 2] = [("get,list", "lockclaims.leasehold.dev"), ("list", "events")];
@@ -37,6 +37,19 @@ async fn a_hold_is_taken_by_its_token_and_no_other() {
     let named = ann.run("force-release a --reason stuck -o name").await.good();
     assert_eq!(named, "distributedlock.leasehold.dev/a\n");
     ann.run("force-release a --reason stuck").await.fails("nobody holds it");
+}
+
+#[tokio::test]
+async fn where_no_policy_fills_in_who_asks_it_says_so_itself() {
+    let f = Fixture::new().await;
+    apply_refusing_force_release(&f.test).await;
+    allow(&f.test, "ann", &[("get,list,patch,forcerelease", LOCKS), RIGHTS[0], RIGHTS[1]]).await;
+    f.ready_lock("a", |_| {}).await;
+    f.claim("one", "a", |_| {}).await;
+    f.token_of("one").await;
+    Terminal::of(&f.test, "ann").run("force-release a --reason stuck").await.good();
+    f.claim_reason("one", types::FINISHED, reasons::FORCE_RELEASED).await;
+    assert!(f.event("a", reasons::FORCE_RELEASED).await.contains("ann"));
 }
 
 #[tokio::test]

@@ -40,9 +40,13 @@ fn cron(policy: &str, annotations: Value) -> Value {
 
 /// What `kubectl` prints besides its answer.
 pub(super) async fn warnings(test: &TestNamespace, file: &Scratch, object: &Value) -> String {
+    warnings_at(test, file, "create", object).await
+}
+
+async fn warnings_at(test: &TestNamespace, file: &Scratch, verb: &str, object: &Value) -> String {
     let path = file.write("object.json", &object.to_string()).display().to_string();
     // Warnings as errors are the only way to see them in an exit code: then the answer is the text.
-    match test.kubectl(&format!("create --dry-run=server --warnings-as-errors -f {path}")).await {
+    match test.kubectl(&format!("{verb} --dry-run=server --warnings-as-errors -f {path}")).await {
         Ok(_) => String::new(),
         Err(text) => text,
     }
@@ -71,12 +75,15 @@ async fn known_traps_are_said_and_nothing_is_refused() {
             "template": template(json!({}), json!({}))});
         of_kind("DaemonSet", spec)
     };
+    let mut hasty = cron("Forbid", limit.clone());
+    hasty["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] = json!(60);
     for (object, says) in [
         (deployment(json!({"rollingUpdate": {"maxSurge": 1}})), "maxSurge to 0"),
         (
             of_kind("Job", json!({"activeDeadlineSeconds": 60, "template": template(json!({}), never())})),
             "activeDeadlineSeconds",
         ),
+        (hasty, "activeDeadlineSeconds"),
         (cron("Allow", json!({})), "concurrencyPolicy to Forbid"),
         (cron("Allow", json!({})), "may wait for ever"),
         (cron("Allow", limit.clone()), "concurrencyPolicy to Forbid"),
@@ -109,4 +116,20 @@ async fn known_traps_are_said_and_nothing_is_refused() {
         let said = warnings(&test, &file, &object).await;
         assert!(!said.contains("leasehold.dev"), "{said}");
     }
+}
+
+#[tokio::test]
+async fn a_template_that_becomes_a_trap_is_said_when_it_is_applied() {
+    let (test, file) = (TestNamespace::new().await, Scratch::new("manifest"));
+    apply(&test, "templates.yaml").await;
+    let mut good = deployment(json!({"type": "Recreate"}));
+    good["spec"]["replicas"] = json!(0);
+    test.kubectl_apply(&good.to_string()).await.expect("a Deployment");
+    let mut trap = deployment(json!({"type": "RollingUpdate"}));
+    trap["spec"]["replicas"] = json!(0);
+    let warned = async || Some(warnings_at(&test, &file, "apply", &trap).await).filter(|text| !text.is_empty());
+    let said = wait_for("the policy is in force", LIMIT, warned).await;
+    assert!(said.contains("Recreate"), "{said}");
+    let said = warnings_at(&test, &file, "apply", &good).await;
+    assert!(!said.contains("leasehold.dev"), "{said}");
 }

@@ -30,7 +30,8 @@ const NAMED: &str = "is the name of the claim of the pod with this UID";
 const WITHOUT_AGENT: &str = "needs its agent, which";
 /// How `templates.yaml` warns.
 const WARNED: &str = "leasehold.dev/lock: a rolling update waits for ever";
-const APPLY: &str = "apply charts/leasehold/policies/ (those that add something need Kubernetes 1.36 or newer)";
+const APPLY: &str = "set policies.enabled of the chart, or apply charts/leasehold/policies/ (those that add \
+                     something need Kubernetes 1.36 or newer)";
 
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     let mut lock = DistributedLock::new(PROBE, DistributedLockSpec::default());

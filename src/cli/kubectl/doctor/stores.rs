@@ -24,7 +24,7 @@ fn of_store(store: &LockStore) -> Vec<Finding> {
     });
     let mut found: Vec<_> = found.collect();
     if condition::is_true(conditions, types::READY) {
-        found.insert(0, Finding::ok(format!("LockStore {}: its gate is open", store.name_any())));
+        found.insert(0, Finding::ok(format!("LockStore {}: it is open for grants", store.name_any())));
     } else if condition::get(conditions, types::READY).is_none() {
         let advice = advice("LockStore", types::READY, reasons::PENDING).unwrap_or_default();
         found.push(Finding::wrong(format!("LockStore {}: no controller has looked", store.name_any()), advice));
@@ -96,7 +96,7 @@ mod tests {
             ("Ephemeral", "False", "Persisted"),
             ("IsolatedMasterBounded", "True", "NoReplicas"),
         ]);
-        assert_eq!(findings(&[good]), [Finding::ok("LockStore default: its gate is open")]);
+        assert_eq!(findings(&[good]), [Finding::ok("LockStore default: it is open for grants")]);
         assert_eq!(findings(&[])[0].level, Level::Wrong);
         assert_eq!(findings(&[store(&[])])[0].level, Level::Wrong);
     }
