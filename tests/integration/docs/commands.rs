@@ -24,6 +24,7 @@ const PASSWORD: &str = "secret";
 
 /// What is there before the commands of each page.
 const SETUP: &str = r#"
+kubectl apply -f charts/leasehold/policies/
 for namespace in leasehold-system shop; do
   kubectl create namespace $namespace --dry-run=client -o yaml | kubectl apply -f - 2>&1
 done

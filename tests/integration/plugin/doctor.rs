@@ -59,7 +59,10 @@ async fn what_is_wrong_is_found_and_what_is_right_is_said() {
     ] {
         line(&good, "OK", says);
     }
-    assert!(line(&good, "NOTE", "election.yaml").contains("=> apply charts/leasehold/policies/"));
+    assert!(
+        line(&good, "NOTE", "election.yaml")
+            .contains("=> set policies.enabled of the chart, or apply charts/leasehold/policies/")
+    );
     let everywhere = terminal.run(&format!("{doctor} -n default -A")).await;
     line(&everywhere, "OK", "locks in all namespaces: all 1 are Ready");
     let findings: Value = serde_json::from_str(&terminal.run(&format!("{doctor} -o json")).await.good()).unwrap();
