@@ -49,8 +49,11 @@ fn told_before_recorded(history: &[Entry]) -> Vec<Violation> {
 /// A pod is marked at a later version than the one at which the lock's status has recorded it.
 fn marked_before_recorded(history: &[Entry]) -> Vec<Violation> {
     let mut recorded: HashMap<(&str, i64), u64> = HashMap::new();
+    // How far the watch of the locks has come, which may be behind that of the pods when a history ends.
+    let mut known_until = 0;
     for entry in history {
         let Event::Published { version, leaders, .. } = &entry.event else { continue };
+        known_until = known_until.max(*version);
         for leader in leaders.iter().filter(|leader| !leader.releasing) {
             let first = recorded.entry((&leader.pod_uid, leader.token)).or_insert(*version);
             *first = (*first).min(*version);
@@ -61,9 +64,9 @@ fn marked_before_recorded(history: &[Entry]) -> Vec<Violation> {
     let put_back = history.iter().any(|entry| entry.event == Event::PutBack);
     let whole = gaps.count() <= 1 && !put_back;
     let early = history.iter().filter(|entry| match &entry.event {
-        Event::Marked { pod_uid, version, leads: true, token: Some(token), .. } => {
-            recorded.get(&(pod_uid.as_str(), *token)).map_or(whole, |first| first > version && !put_back)
-        }
+        Event::Marked { pod_uid, version, leads: true, token: Some(token), .. } => recorded
+            .get(&(pod_uid.as_str(), *token))
+            .map_or(whole && known_until > *version, |first| first > version && !put_back),
         _ => false,
     });
     let violation = |entry| Violation::new(Invariant::I7, "a pod leads that etcd doesn't remember".into(), [entry]);

@@ -423,6 +423,13 @@ fn i7_etcd_remembers_before_a_pod_leads() {
     history.recorded(9, 4, "p", 7).marked(8, 5, "p", Some(7)).is_accepted();
     let mut history = History::of(1);
     history.recorded(8, 6, "p", 7).marked(9, 5, "p", Some(7)).breaks(I7);
+    let mut history = History::of(1);
+    history.marked(8, 5, "p", Some(7)).recorded(9, 6, "q", 6).breaks(I7);
+}
+
+#[test]
+fn i7_what_no_watch_of_the_locks_has_reached_is_not_judged() {
+    History::of(1).recorded(8, 4, "q", 6).marked(9, 5, "p", Some(7)).is_accepted();
 }
 
 #[test]
