@@ -14,6 +14,10 @@ pub const FORCE_RELEASE_BY: &str = "leasehold.dev/force-release-by";
 /// How the policy refuses a token that can't be one. `charts/leasehold/policies/force-release.yaml` says the same.
 pub const REFUSAL: &str = "leasehold.dev/force-release must be a fencing token";
 
+/// What to do where that policy isn't in force.
+pub const INSTALL_POLICY: &str =
+    "set policies.enabled of the chart, or apply charts/leasehold/policies/force-release.yaml, then ask again";
+
 /// What the annotations of a lock ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForceRelease {

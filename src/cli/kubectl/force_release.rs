@@ -20,7 +20,7 @@ use super::output::{OutputArgs, print_one};
 use super::status::{held_by, holder_token, holders};
 use crate::api::DistributedLock;
 use crate::api::condition::reasons;
-use crate::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON};
+use crate::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON, INSTALL_POLICY};
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_millis(300);
@@ -116,11 +116,10 @@ fn verdict<'a>(
     match refusal {
         Some(event) => Verdict::Refused(event.message.clone().unwrap_or_default()),
         None if holders.iter().all(|holder| holder.fencing_token != token) => Verdict::Taken,
-        None if is_late => Verdict::Refused(
-            "the controller has removed the annotations, and the hold is there; mostly its policy isn't in force: set \
-             policies.enabled of the chart, or apply charts/leasehold/policies/force-release.yaml, and ask again"
-                .to_owned(),
-        ),
+        None if is_late => Verdict::Refused(format!(
+            "the controller has removed the annotations, and the hold is there; mostly its policy isn't in force: \
+             {INSTALL_POLICY}"
+        )),
         None => Verdict::Open,
     }
 }

@@ -33,7 +33,9 @@ use tracing::{info, warn};
 use super::super::writes::{api_of, patch_metadata};
 use super::super::{Context, Error, OpenStore, claim};
 use crate::api::condition::reasons;
-use crate::api::force_release::{FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON, ForceRelease, REFUSAL};
+use crate::api::force_release::{
+    FORCE_RELEASE, FORCE_RELEASE_BY, FORCE_RELEASE_REASON, ForceRelease, INSTALL_POLICY, REFUSAL,
+};
 use crate::api::{DistributedLock, LockClaim};
 use crate::failpoint::{Failpoint, around};
 use crate::lease::{HolderId, LockKey};
@@ -140,9 +142,10 @@ async fn begin(
     let ForceRelease { by, reason, .. } = asked;
     if by.is_empty() || !is_guarded(ctx, lock).await? {
         forget(ctx, lock).await?;
-        let note = "the force-release was refused and removed: no policy has checked who asks. Set policies.enabled of \
-                    the chart, or apply charts/leasehold/policies/force-release.yaml, then ask again";
-        ctx.events.warning(lock, reasons::POLICY_MISSING, "ForceRelease", note.into()).await;
+        let note = format!(
+            "the force-release was refused and removed, since no policy has checked who asks: {INSTALL_POLICY}"
+        );
+        ctx.events.warning(lock, reasons::POLICY_MISSING, "ForceRelease", note).await;
         return Ok(false);
     }
     let message = format!("{by} has taken the hold with token {token} by force: {reason}");

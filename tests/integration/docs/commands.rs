@@ -24,7 +24,6 @@ const PASSWORD: &str = "secret";
 
 /// What is there before the commands of each page.
 const SETUP: &str = r#"
-kubectl apply -f charts/leasehold/policies/
 for namespace in leasehold-system shop; do
   kubectl create namespace $namespace --dry-run=client -o yaml | kubectl apply -f - 2>&1
 done
@@ -129,9 +128,10 @@ async fn commands_work() {
     let terminal = Terminal::new(&test, &redis);
     let secret = format!("--from-literal=username=leasehold --from-literal=password={PASSWORD}");
     let begin = format!(
-        "kubectl create namespace leasehold-system; kubectl -n leasehold-system create secret generic docs {secret}"
+        "kubectl create namespace leasehold-system; kubectl -n leasehold-system create secret generic docs {secret}
+        kubectl apply -f charts/leasehold/policies/"
     );
-    terminal.run(&begin).expect("a Secret");
+    terminal.run(&begin).expect("a Secret, and the policies that the chart brings");
     let mut options = ControllerOptions::new(env!("CARGO_BIN_EXE_leasehold"), test.plane());
     (options.redis_address, options.password_secret) = (Some(redis.address()), Some("docs".into()));
     let mut controller = Controller::start(options).await;

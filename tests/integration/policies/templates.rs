@@ -122,11 +122,12 @@ async fn known_traps_are_said_and_nothing_is_refused() {
 async fn a_template_that_becomes_a_trap_is_said_when_it_is_applied() {
     let (test, file) = (TestNamespace::new().await, Scratch::new("manifest"));
     apply(&test, "templates.yaml").await;
-    let mut good = deployment(json!({"type": "Recreate"}));
-    good["spec"]["replicas"] = json!(0);
+    let [good, trap] = ["Recreate", "RollingUpdate"].map(|type_| {
+        let mut deployment = deployment(json!({ "type": type_ }));
+        deployment["spec"]["replicas"] = json!(0);
+        deployment
+    });
     test.kubectl_apply(&good.to_string()).await.expect("a Deployment");
-    let mut trap = deployment(json!({"type": "RollingUpdate"}));
-    trap["spec"]["replicas"] = json!(0);
     let warned = async || Some(warnings_at(&test, &file, "apply", &trap).await).filter(|text| !text.is_empty());
     let said = wait_for("the policy is in force", LIMIT, warned).await;
     assert!(said.contains("Recreate"), "{said}");
